@@ -1,0 +1,711 @@
+/*
+ * admin.c
+ *		Makes, changes, empties and drops queues.
+ *
+ * All of it is rare and goes through SQL, as the storage's owner (owner.c),
+ * after the caller's right was checked.  Names of queues are parameters or
+ * quoted literals there; tables are named by the queue's number.
+ *
+ * Whoever changes msgq.queue or msgq.segment locks msgq.queue in SHARE ROW
+ * EXCLUSIVE mode first, to the end of his transaction: so two of them never
+ * meet, a name that was found free stays free, and readers go on.  A change
+ * sends an invalidation (queue.c).  drop_queue then waits, in DROP TABLE, for
+ * all transactions that use the queue.
+ *
+ * src/admin.c
+ */
+#include "msgq.h"
+
+#include <math.h>
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "commands/sequence.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "tcop/utility.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/datum.h"
+#include "utils/guc.h"
+#include "utils/jsonb.h"
+#include "utils/lsyscache.h"
+#include "utils/numeric.h"
+#include "utils/timestamp.h"
+
+#include "argument.h"
+#include "owner.h"
+#include "queue.h"
+#include "segment.h"
+
+/* A new queue's ring. */
+#define INITIAL_SEGMENTS	3
+
+/* A row of msgq.queue, or its part that is settings. */
+typedef struct QueueRow
+{
+	Datum		values[Natts_queue];
+	bool		nulls[Natts_queue];
+} QueueRow;
+
+#define FIRST_SETTING	Anum_queue_visibility_timeout
+#define LAST_SETTING	Anum_queue_archive_retention
+
+typedef struct Setting
+{
+	const char *name;
+	Oid			type;
+	bool		nullable;
+	bool		fixed;			/* cannot be altered */
+} Setting;
+
+/* By column of msgq.queue, which is in the order of create_queue's arguments. */
+static const Setting settings[Natts_queue + 1] = {
+	[Anum_queue_visibility_timeout] = {"visibility_timeout", INTERVALOID},
+	[Anum_queue_max_deliveries] = {"max_deliveries", INT4OID},
+	[Anum_queue_dead_letter_queue] = {"dead_letter_queue", TEXTOID, true},
+	[Anum_queue_retry_delay] = {"retry_delay", INTERVALOID},
+	[Anum_queue_retry_multiplier] = {"retry_multiplier", FLOAT8OID},
+	[Anum_queue_max_retry_delay] = {"max_retry_delay", INTERVALOID},
+	[Anum_queue_message_ttl] = {"message_ttl", INTERVALOID, true},
+	[Anum_queue_max_length] = {"max_length", INT8OID, true},
+	[Anum_queue_overflow] = {"overflow", TEXTOID},
+	[Anum_queue_max_message_bytes] = {"max_message_bytes", INT4OID},
+	[Anum_queue_max_in_flight] = {"max_in_flight", INT4OID, true},
+	[Anum_queue_priorities] = {"priorities", INT4OID, false, true},
+	[Anum_queue_ordered] = {"ordered", BOOLOID, false, true},
+	[Anum_queue_on_exhausted] = {"on_exhausted", TEXTOID},
+	[Anum_queue_dedup_window] = {"dedup_window", INTERVALOID},
+	[Anum_queue_archive_retention] = {"archive_retention", INTERVALOID, true},
+};
+
+/* ---------------------------------------------------------------------------
+ * Checking settings
+ * ---------------------------------------------------------------------------
+ */
+
+static void
+bad_setting(AttrNumber column, const char *problem)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("argument \"%s\" %s", settings[column].name, problem)));
+}
+
+static int32
+int_setting(const QueueRow *row, AttrNumber column)
+{
+	return DatumGetInt32(row->values[column - 1]);
+}
+
+static bool
+text_setting_is(const QueueRow *row, AttrNumber column, const char *value)
+{
+	return strcmp(TextDatumGetCString(row->values[column - 1]), value) == 0;
+}
+
+/* All intervals are checked alike; those that are given. */
+static void
+check_times(const QueueRow *row)
+{
+	for (AttrNumber column = FIRST_SETTING; column <= LAST_SETTING; column++)
+	{
+		if (settings[column].type == INTERVALOID && !row->nulls[column - 1])
+			msgq_check_interval(DatumGetIntervalP(row->values[column - 1]),
+								settings[column].name);
+	}
+}
+
+static void
+check_ranges(const QueueRow *row)
+{
+	Interval	zero = {0};
+	int32		bytes = int_setting(row, Anum_queue_max_message_bytes);
+	float8		multiplier =
+	DatumGetFloat8(row->values[Anum_queue_retry_multiplier - 1]);
+
+	if (!DatumGetBool(DirectFunctionCall2(interval_gt,
+										  row->values[Anum_queue_visibility_timeout - 1],
+										  IntervalPGetDatum(&zero))))
+		bad_setting(Anum_queue_visibility_timeout, "must be greater than zero");
+	if (int_setting(row, Anum_queue_max_deliveries) < 0)
+		bad_setting(Anum_queue_max_deliveries, "must not be negative");
+	if (isnan(multiplier) || isinf(multiplier) || multiplier < 1)
+		bad_setting(Anum_queue_retry_multiplier,
+					"must be a finite number of at least 1");
+	if (bytes < 1 || bytes > MSGQ_MAX_MESSAGE_BYTES)
+		bad_setting(Anum_queue_max_message_bytes,
+					psprintf("must be from 1 to %d", MSGQ_MAX_MESSAGE_BYTES));
+	if (int_setting(row, Anum_queue_priorities) < 1)
+		bad_setting(Anum_queue_priorities, "must be greater than zero");
+	if (!text_setting_is(row, Anum_queue_overflow, "reject") &&
+		!text_setting_is(row, Anum_queue_overflow, "drop_oldest") &&
+		!text_setting_is(row, Anum_queue_overflow, "dead_letter"))
+		bad_setting(Anum_queue_overflow,
+					"must be \"reject\", \"drop_oldest\" or \"dead_letter\"");
+	if (!text_setting_is(row, Anum_queue_on_exhausted, "skip") &&
+		!text_setting_is(row, Anum_queue_on_exhausted, "block"))
+		bad_setting(Anum_queue_on_exhausted, "must be \"skip\" or \"block\"");
+}
+
+/* What the interface has, and this version has not, must be at its default. */
+static void
+refuse_unsupported_settings(const QueueRow *row)
+{
+	Interval	day = {.time = USECS_PER_DAY};
+
+	if (int_setting(row, Anum_queue_max_deliveries) != 0)
+		msgq_refuse_unsupported("a limit on deliveries");
+	if (row->nulls[Anum_queue_dead_letter_queue - 1] ||
+		!text_setting_is(row, Anum_queue_dead_letter_queue, ""))
+		msgq_refuse_unsupported("a dead-letter queue");
+	if (!row->nulls[Anum_queue_message_ttl - 1])
+		msgq_refuse_unsupported("a time to live");
+	if (!row->nulls[Anum_queue_max_length - 1])
+		msgq_refuse_unsupported("a limit on the length of a queue");
+	if (!text_setting_is(row, Anum_queue_overflow, "reject"))
+		msgq_refuse_unsupported("an overflow policy");
+	if (!row->nulls[Anum_queue_max_in_flight - 1])
+		msgq_refuse_unsupported("a limit on messages in flight");
+	if (int_setting(row, Anum_queue_priorities) != 1)
+		msgq_refuse_unsupported("a queue with priorities");
+	if (DatumGetBool(row->values[Anum_queue_ordered - 1]))
+		msgq_refuse_unsupported("an ordered queue");
+	if (!text_setting_is(row, Anum_queue_on_exhausted, "skip"))
+		msgq_refuse_unsupported("blocking of exhausted groups");
+	if (!DatumGetBool(DirectFunctionCall2(interval_eq,
+										  row->values[Anum_queue_dedup_window - 1],
+										  IntervalPGetDatum(&day))))
+		msgq_refuse_unsupported("a deduplication window");
+	if (!row->nulls[Anum_queue_archive_retention - 1])
+		msgq_refuse_unsupported("an archive");
+}
+
+static void
+check_settings(const QueueRow *row)
+{
+	for (AttrNumber column = FIRST_SETTING; column <= LAST_SETTING; column++)
+	{
+		if (!settings[column].nullable)
+			msgq_check_not_null(row->nulls[column - 1], settings[column].name);
+	}
+	check_times(row);
+	check_ranges(row);
+	refuse_unsupported_settings(row);
+}
+
+/* ---------------------------------------------------------------------------
+ * Common steps
+ * ---------------------------------------------------------------------------
+ */
+
+/* Nobody else changes queues until this transaction ends. */
+static void
+lock_queues(void)
+{
+	LockRelationOid(msgq_relation_oid("queue"), ShareRowExclusiveLock);
+}
+
+/* Runs a command that has the queue's number as $1 and a name as $2. */
+static void
+run_for_queue(const char *sql, int expected, int32 queue_id, const char *name)
+{
+	Oid			types[] = {INT4OID, TEXTOID};
+	Datum		values[] = {Int32GetDatum(queue_id), (Datum) 0};
+	bool		nulls[] = {false, name == NULL};
+
+	if (name)
+		values[1] = CStringGetTextDatum(name);
+	msgq_spi_run_with(sql, expected, name ? 2 : 1, types, values, nulls, false);
+}
+
+/* Numbers of all segments of a queue; to be called within SPI. */
+static int *
+segment_numbers(int32 queue_id, int *n)
+{
+	int		   *numbers;
+
+	run_for_queue("SELECT n FROM msgq.segment WHERE queue_id = $1 ORDER BY n",
+				  SPI_OK_SELECT, queue_id, NULL);
+	*n = SPI_processed;
+	numbers = palloc(sizeof(int) * (*n + 1));
+	for (int i = 0; i < *n; i++)
+	{
+		bool		is_null;
+
+		numbers[i] = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[i],
+												 SPI_tuptable->tupdesc, 1,
+												 &is_null));
+	}
+	return numbers;
+}
+
+/* Says on the view and on each table whose they are. */
+static void
+comment_on_storage(int32 queue_id, const char *name)
+{
+	char	   *view = quote_literal_cstr(psprintf("queue \"%s\": its messages, and the rights on it",
+												   name));
+	int			n;
+	int		   *numbers = segment_numbers(queue_id, &n);
+
+	msgq_spi_run("COMMENT ON VIEW msgq.q%d IS %s", queue_id, view);
+	for (int i = 0; i < n; i++)
+		msgq_spi_run("COMMENT ON TABLE msgq.q%d_%d IS %s", queue_id, numbers[i],
+					 quote_literal_cstr(psprintf("segment %d of queue \"%s\"",
+												 numbers[i], name)));
+}
+
+/* ---------------------------------------------------------------------------
+ * create_queue
+ * ---------------------------------------------------------------------------
+ */
+
+static void
+create_segment(int32 queue_id, int n)
+{
+	msgq_spi_run("CREATE TABLE msgq.q%1$d_%2$d ("
+				 "id bigint NOT NULL CONSTRAINT q%1$d_%2$d_pkey PRIMARY KEY, "
+				 "visible_at timestamptz, "
+				 "leased_at timestamptz, "
+				 "deliveries int NOT NULL, "
+				 "failures int NOT NULL, "
+				 "priority smallint NOT NULL, "
+				 "enqueued_at timestamptz NOT NULL, "
+				 "expires_at timestamptz, "
+				 "group_key text, "
+				 "headers jsonb, "
+				 "body jsonb, "
+				 "data bytea) USING heap", queue_id, n);
+	msgq_spi_run("CREATE INDEX q%1$d_%2$d_due ON msgq.q%1$d_%2$d (visible_at) "
+				 "WHERE visible_at IS NOT NULL", queue_id, n);
+	msgq_spi_run("INSERT INTO msgq.segment (queue_id, n, state) VALUES (%d, %d, '%s')",
+				 queue_id, n, n == 1 ? "active" : "empty");
+}
+
+static void
+create_handle(int32 queue_id)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "CREATE VIEW msgq.q%d AS", queue_id);
+	for (int n = 1; n <= INITIAL_SEGMENTS; n++)
+		appendStringInfo(&sql, "%s SELECT id, visible_at, leased_at, deliveries, "
+						 "failures, priority, enqueued_at, expires_at, group_key, "
+						 "headers, body, data FROM msgq.q%d_%d",
+						 n == 1 ? "" : " UNION ALL", queue_id, n);
+	msgq_spi_run("%s", sql.data);
+}
+
+/* All rights, with the right to pass them on. */
+static void
+grant_all(int32 queue_id, Oid role)
+{
+	msgq_spi_run("GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON msgq.q%d TO %s WITH GRANT OPTION",
+				 queue_id, quote_identifier(GetUserNameFromId(role, false)));
+}
+
+static void
+insert_row(QueueRow *row)
+{
+	Oid			types[Natts_queue] = {INT4OID, TEXTOID, TIMESTAMPTZOID};
+
+	for (AttrNumber column = FIRST_SETTING; column <= LAST_SETTING; column++)
+		types[column - 1] = settings[column].type;
+	msgq_spi_run_with("INSERT INTO msgq.queue VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, "
+					  "$10, $11, $12, $13, $14, $15, $16, $17, $18, $19)",
+					  SPI_OK_INSERT, Natts_queue, types, row->values,
+					  row->nulls, false);
+}
+
+/* The caller holds the lock on msgq.queue, and the name is free. */
+static void
+create(const char *name, QueueRow *row)
+{
+	Oid			creator = GetUserId();
+	int32		id;
+	MsgqSpi		spi;
+
+	id = (int32) nextval_internal(msgq_relation_oid("queue_id"), false);
+	row->values[Anum_queue_id - 1] = Int32GetDatum(id);
+	row->values[Anum_queue_name - 1] = CStringGetTextDatum(name);
+	row->values[Anum_queue_created_at - 1] =
+		TimestampTzGetDatum(GetCurrentTimestamp());
+	row->nulls[Anum_queue_id - 1] = false;
+	row->nulls[Anum_queue_name - 1] = false;
+	row->nulls[Anum_queue_created_at - 1] = false;
+
+	msgq_spi_begin(&spi, msgq_storage_owner());
+	/* The owner may use any tablespace; the caller may not choose it. */
+	(void) set_config_option("default_tablespace", "",
+							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
+							 true, 0, false);
+	insert_row(row);
+	msgq_spi_run("CREATE SEQUENCE msgq.q%d_id AS bigint CACHE 1", id);
+	for (int n = 1; n <= INITIAL_SEGMENTS; n++)
+		create_segment(id, n);
+	create_handle(id);
+	comment_on_storage(id, name);
+	grant_all(id, creator);
+	msgq_spi_end(&spi);
+}
+
+/* Reads the row of a queue, into the current memory context. */
+static void
+read_row(int32 queue_id, QueueRow *row)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	MsgqSpi		spi;
+
+	msgq_spi_begin(&spi, msgq_storage_owner());
+	run_for_queue("SELECT * FROM msgq.queue WHERE id = $1", SPI_OK_SELECT,
+				  queue_id, NULL);
+	if (SPI_processed != 1)
+		elog(ERROR, "found no row of queue number %d", queue_id);
+	heap_deform_tuple(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
+					  row->values, row->nulls);
+	MemoryContextSwitchTo(caller);
+	for (int i = 0; i < Natts_queue; i++)
+	{
+		Form_pg_attribute column = TupleDescAttr(SPI_tuptable->tupdesc, i);
+
+		if (!row->nulls[i])
+			row->values[i] = datumCopy(row->values[i], column->attbyval,
+									   column->attlen);
+	}
+	msgq_spi_end(&spi);
+}
+
+static char *
+setting_as_text(const QueueRow *row, AttrNumber column)
+{
+	Oid			output;
+	bool		is_varlena;
+
+	if (row->nulls[column - 1])
+		return "NULL";
+	getTypeOutputInfo(settings[column].type, &output, &is_varlena);
+	return OidOutputFunctionCall(output, row->values[column - 1]);
+}
+
+/* Says which settings of an existing queue are not what the caller wants. */
+static void
+compare_settings(const char *name, const QueueRow *wanted,
+				 const QueueRow *present)
+{
+	StringInfoData differences;
+
+	initStringInfo(&differences);
+	for (AttrNumber column = FIRST_SETTING; column <= LAST_SETTING; column++)
+	{
+		char	   *is = setting_as_text(present, column);
+		char	   *should = setting_as_text(wanted, column);
+
+		if (present->nulls[column - 1] != wanted->nulls[column - 1] ||
+			strcmp(is, should) != 0)
+			appendStringInfo(&differences, "%s%s is %s and not %s",
+							 differences.len > 0 ? ", " : "",
+							 settings[column].name, is, should);
+	}
+	if (differences.len == 0)
+		ereport(NOTICE,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("queue \"%s\" already exists, skipping", name)));
+	else
+		ereport(WARNING,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("queue \"%s\" already exists with other settings", name),
+				 errdetail("%s.", differences.data),
+				 errhint("Use msgq.alter_queue() to change them.")));
+}
+
+/* create_queue(queue, settings..., if_not_exists) */
+PG_FUNCTION_INFO_V1(msgq_create_queue);
+Datum
+msgq_create_queue(PG_FUNCTION_ARGS)
+{
+	char	   *name = msgq_arg_text(fcinfo, 0, "queue");
+	bool		if_not_exists = msgq_arg_bool(fcinfo, 17, "if_not_exists");
+	QueueRow	row;
+	QueueRow	present;
+	MsgqQueue  *queue;
+
+	msgq_begin_change("msgq.create_queue()");
+	msgq_check_new_name(name);
+	for (AttrNumber column = FIRST_SETTING; column <= LAST_SETTING; column++)
+	{
+		int			n = column - FIRST_SETTING + 1;
+
+		row.nulls[column - 1] = PG_ARGISNULL(n);
+		row.values[column - 1] = PG_ARGISNULL(n) ? (Datum) 0 : PG_GETARG_DATUM(n);
+	}
+	check_settings(&row);
+	if (msgq_schema_aclcheck(msgq_schema_oid(), GetUserId(), ACL_CREATE) != ACLCHECK_OK)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied to create a queue"),
+				 errhint("Creating queues needs the privilege CREATE on schema msgq.")));
+
+	lock_queues();
+	queue = msgq_queue_find(name);
+	if (queue == NULL)
+	{
+		create(name, &row);
+		msgq_queue_changed();
+		CommandCounterIncrement();
+		PG_RETURN_VOID();
+	}
+	if (!if_not_exists)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("queue \"%s\" already exists", name)));
+	read_row(queue->id, &present);
+	compare_settings(name, &row, &present);
+	PG_RETURN_VOID();
+}
+
+/* ---------------------------------------------------------------------------
+ * alter_queue, rename_queue, drop_queue
+ * ---------------------------------------------------------------------------
+ */
+
+/* The column of this name; raises 22023 if it is no setting to be altered. */
+static AttrNumber
+setting_column(const char *key)
+{
+	for (AttrNumber column = FIRST_SETTING; column <= LAST_SETTING; column++)
+	{
+		if (strcmp(settings[column].name, key) != 0)
+			continue;
+		if (settings[column].fixed)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("setting \"%s\" of a queue cannot be changed", key)));
+		return column;
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("a queue has no setting \"%s\"", key)));
+	return InvalidAttrNumber;
+}
+
+/* The JSON value as text for the setting's input function (else 22023). */
+static char *
+value_as_text(AttrNumber column, const JsonbValue *value)
+{
+	Oid			type = settings[column].type;
+
+	if (value->type == jbvString && (type == TEXTOID || type == INTERVALOID))
+		return pnstrdup(value->val.string.val, value->val.string.len);
+	if (value->type == jbvNumeric && (type == INT4OID || type == INT8OID ||
+									  type == FLOAT8OID))
+		return DatumGetCString(DirectFunctionCall1(numeric_out,
+												   NumericGetDatum(value->val.numeric)));
+	bad_setting(column, type == TEXTOID || type == INTERVALOID ?
+				"must be a JSON string" : "must be a JSON number");
+	return NULL;
+}
+
+/* Overrides one setting of the row. */
+static void
+set_setting(QueueRow *row, const char *key, const JsonbValue *value)
+{
+	AttrNumber	column = setting_column(key);
+	Oid			input;
+	Oid			io_param;
+
+	row->nulls[column - 1] = value->type == jbvNull;
+	if (value->type == jbvNull)
+		return;
+	getTypeInputInfo(settings[column].type, &input, &io_param);
+	row->values[column - 1] =
+		OidInputFunctionCall(input, value_as_text(column, value), io_param, -1);
+}
+
+static void
+set_settings(QueueRow *row, Jsonb *changes)
+{
+	JsonbIterator *iterator;
+	JsonbIteratorToken token;
+	JsonbValue	value;
+	char	   *key = NULL;
+
+	if (!JB_ROOT_IS_OBJECT(changes))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must be a JSON object", "settings")));
+	iterator = JsonbIteratorInit(&changes->root);
+	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
+	{
+		if (token == WJB_KEY)
+			key = pnstrdup(value.val.string.val, value.val.string.len);
+		else if (token == WJB_VALUE)
+			set_setting(row, key, &value);
+	}
+}
+
+static void
+update_row(QueueRow *row)
+{
+	StringInfoData sql;
+	Oid			types[Natts_queue] = {INT4OID, TEXTOID, TIMESTAMPTZOID};
+	MsgqSpi		spi;
+
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "UPDATE msgq.queue SET name = $2, created_at = $3");
+	for (AttrNumber column = FIRST_SETTING; column <= LAST_SETTING; column++)
+	{
+		types[column - 1] = settings[column].type;
+		appendStringInfo(&sql, ", %s = $%d", settings[column].name, column);
+	}
+	appendStringInfoString(&sql, " WHERE id = $1");
+	msgq_spi_begin(&spi, msgq_storage_owner());
+	msgq_spi_run_with(sql.data, SPI_OK_UPDATE, Natts_queue, types, row->values,
+					  row->nulls, false);
+	msgq_spi_end(&spi);
+}
+
+/* alter_queue(queue, settings) */
+PG_FUNCTION_INFO_V1(msgq_alter_queue);
+Datum
+msgq_alter_queue(PG_FUNCTION_ARGS)
+{
+	char	   *name = msgq_arg_name(fcinfo, 0, "queue");
+	Jsonb	   *changes = DatumGetJsonbP(msgq_arg(fcinfo, 1, "settings"));
+	MsgqQueue  *queue;
+	QueueRow	row;
+
+	msgq_begin_change("msgq.alter_queue()");
+	lock_queues();
+	queue = msgq_queue_get(name, MSGQ_RIGHT_ADMIN);
+	read_row(queue->id, &row);
+	set_settings(&row, changes);
+	check_settings(&row);
+	update_row(&row);
+	msgq_queue_changed();
+	CommandCounterIncrement();
+	PG_RETURN_VOID();
+}
+
+/* rename_queue(queue, new_name) */
+PG_FUNCTION_INFO_V1(msgq_rename_queue);
+Datum
+msgq_rename_queue(PG_FUNCTION_ARGS)
+{
+	char	   *name = msgq_arg_name(fcinfo, 0, "queue");
+	char	   *new_name = msgq_arg_text(fcinfo, 1, "new_name");
+	MsgqQueue  *queue;
+	MsgqSpi		spi;
+
+	msgq_begin_change("msgq.rename_queue()");
+	msgq_check_new_name(new_name);
+	lock_queues();
+	queue = msgq_queue_get(name, MSGQ_RIGHT_ADMIN);
+	if (msgq_queue_find(new_name))
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("queue \"%s\" already exists", new_name)));
+	msgq_spi_begin(&spi, msgq_storage_owner());
+	run_for_queue("UPDATE msgq.queue SET name = $2 WHERE id = $1",
+				  SPI_OK_UPDATE, queue->id, new_name);
+	comment_on_storage(queue->id, new_name);
+	msgq_spi_end(&spi);
+	msgq_queue_changed();
+	CommandCounterIncrement();
+	PG_RETURN_VOID();
+}
+
+/* Removes the queue's storage, as far as it is there, and its metadata. */
+static void
+drop_storage(int32 queue_id)
+{
+	MsgqSpi		spi;
+	int		   *numbers;
+	int			n;
+
+	msgq_spi_begin(&spi, msgq_storage_owner());
+	numbers = segment_numbers(queue_id, &n);
+	if (OidIsValid(msgq_relation_oid(psprintf("q%d", queue_id))))
+		msgq_spi_run("DROP VIEW msgq.q%d", queue_id);
+	for (int i = 0; i < n; i++)
+	{
+		if (OidIsValid(msgq_relation_oid(psprintf("q%d_%d", queue_id, numbers[i]))))
+			msgq_spi_run("DROP TABLE msgq.q%d_%d", queue_id, numbers[i]);
+	}
+	if (OidIsValid(msgq_relation_oid(psprintf("q%d_id", queue_id))))
+		msgq_spi_run("DROP SEQUENCE msgq.q%d_id", queue_id);
+	run_for_queue("DELETE FROM msgq.segment WHERE queue_id = $1",
+				  SPI_OK_DELETE, queue_id, NULL);
+	run_for_queue("DELETE FROM msgq.queue WHERE id = $1",
+				  SPI_OK_DELETE, queue_id, NULL);
+	msgq_spi_end(&spi);
+}
+
+/* drop_queue(queue, if_exists) */
+PG_FUNCTION_INFO_V1(msgq_drop_queue);
+Datum
+msgq_drop_queue(PG_FUNCTION_ARGS)
+{
+	char	   *name = msgq_arg_name(fcinfo, 0, "queue");
+	bool		if_exists = msgq_arg_bool(fcinfo, 1, "if_exists");
+	MsgqQueue  *queue;
+
+	msgq_begin_change("msgq.drop_queue()");
+	lock_queues();
+	queue = msgq_queue_find(name);
+	if (queue == NULL && if_exists)
+	{
+		ereport(NOTICE,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("queue \"%s\" does not exist, skipping", name)));
+		PG_RETURN_BOOL(false);
+	}
+
+	/* Without the handle nobody has rights, but the owner can clean up. */
+	if (queue == NULL ||
+		!has_privs_of_role(GetUserId(), msgq_storage_owner()))
+		queue = msgq_queue_get(name, MSGQ_RIGHT_ADMIN);
+	drop_storage(queue->id);
+	msgq_queue_changed();
+	CommandCounterIncrement();
+	PG_RETURN_BOOL(true);
+}
+
+/* ---------------------------------------------------------------------------
+ * purge
+ * ---------------------------------------------------------------------------
+ */
+
+/* purge(queue) */
+PG_FUNCTION_INFO_V1(msgq_purge);
+Datum
+msgq_purge(PG_FUNCTION_ARGS)
+{
+	char	   *name = msgq_arg_name(fcinfo, 0, "queue");
+	MsgqStorage *storage = msgq_storage_open("msgq.purge()", name,
+											 MSGQ_RIGHT_MANAGE, false);
+	int			n = storage->nsegments;
+	char	  **deletes = palloc(sizeof(char *) * n);
+	int64		removed = 0;
+	MsgqSpi		spi;
+
+	for (int i = 0; i < n; i++)
+	{
+		msgq_segment_own_all(storage->segments[i]);
+		deletes[i] = psprintf("DELETE FROM msgq.%s",
+							  RelationGetRelationName(storage->segments[i]->table));
+	}
+	msgq_storage_close(storage);
+
+	msgq_spi_begin(&spi, msgq_storage_owner());
+	for (int i = 0; i < n; i++)
+	{
+		msgq_spi_run("%s", deletes[i]);
+		removed += SPI_processed;
+	}
+	msgq_spi_end(&spi);
+	CommandCounterIncrement();
+	PG_RETURN_INT64(removed);
+}

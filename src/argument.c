@@ -1,0 +1,217 @@
+/*
+ * argument.c
+ *		Checks and converts the arguments of SQL functions.
+ *
+ * Every error names the argument.  None shows the value of a body.
+ *
+ * src/argument.c
+ */
+#include "msgq.h"
+
+#include "catalog/pg_type.h"
+#include "mb/pg_wchar.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+
+#include "argument.h"
+
+/* No interval may be longer: what is due later than this was a mistake. */
+#define MAX_INTERVAL_YEARS	100
+
+/* Raises 22004 if the argument is NULL. */
+void
+msgq_check_not_null(bool is_null, const char *argument)
+{
+	if (is_null)
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("argument \"%s\" must not be null", argument)));
+}
+
+/* Argument n, which must not be NULL (22004). */
+Datum
+msgq_arg(FunctionCallInfo fcinfo, int n, const char *argument)
+{
+	msgq_check_not_null(PG_ARGISNULL(n), argument);
+	return PG_GETARG_DATUM(n);
+}
+
+/* A text argument as a C string, in the current memory context. */
+char	   *
+msgq_arg_text(FunctionCallInfo fcinfo, int n, const char *argument)
+{
+	return TextDatumGetCString(msgq_arg(fcinfo, n, argument));
+}
+
+/*
+ * The name of something that exists or not: any text but one that is too
+ * long to be a name (22023).  Never truncated or folded.
+ */
+char	   *
+msgq_arg_name(FunctionCallInfo fcinfo, int n, const char *argument)
+{
+	char	   *name = msgq_arg_text(fcinfo, n, argument);
+
+	if (strlen(name) >= NAMEDATALEN)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" is too long", argument),
+				 errdetail("A name has at most %d bytes, this one has %zu.",
+						   NAMEDATALEN - 1, strlen(name))));
+	return name;
+}
+
+/* A number of messages, 1 to MSGQ_MAX_BATCH (else 22023 or 54000). */
+int
+msgq_arg_count(FunctionCallInfo fcinfo, int n, const char *argument)
+{
+	int32		count = DatumGetInt32(msgq_arg(fcinfo, n, argument));
+
+	if (count <= 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must be greater than zero", argument)));
+	if (count > MSGQ_MAX_BATCH)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("argument \"%s\" must not be greater than %d",
+						argument, MSGQ_MAX_BATCH)));
+	return count;
+}
+
+bool
+msgq_arg_bool(FunctionCallInfo fcinfo, int n, const char *argument)
+{
+	return DatumGetBool(msgq_arg(fcinfo, n, argument));
+}
+
+/* Control characters, and what would break a line in a log or a list. */
+static bool
+is_unprintable(const char *character)
+{
+	unsigned char c = (unsigned char) *character;
+	pg_wchar	code;
+
+	if (c < 0x80)
+		return c < 0x20 || c == 0x7f;
+	if (GetDatabaseEncoding() != PG_UTF8)
+		return false;
+	code = utf8_to_unicode((const unsigned char *) character);
+	return code < 0xa0 || code == 0x2028 || code == 0x2029;
+}
+
+/* The name of something to be made: 1 to 63 bytes of printable text (22023). */
+void
+msgq_check_new_name(const char *name)
+{
+	if (name[0] == '\0')
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("a queue's name must not be empty")));
+	if (strlen(name) >= NAMEDATALEN)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("a queue's name must not be longer than %d bytes",
+						NAMEDATALEN - 1),
+				 errdetail("This one has %zu bytes.", strlen(name))));
+	for (const char *c = name; *c != '\0'; c += pg_mblen(c))
+	{
+		if (is_unprintable(c))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("a queue's name must not contain control characters"),
+					 errdetail("There is one at byte %d.", (int) (c - name) + 1)));
+	}
+}
+
+/* Raises 22023 unless the interval is a finite one of 0 to 100 years. */
+void
+msgq_check_interval(const Interval *interval, const char *argument)
+{
+	double		span;
+
+	if (!msgq_interval_is_finite(interval))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must be finite", argument)));
+
+	/* An estimate, in microseconds, that cannot overflow. */
+	span = interval->time + USECS_PER_DAY *
+		(interval->day + (double) DAYS_PER_MONTH * interval->month);
+	if (span < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must not be negative", argument)));
+	if (span > (double) USECS_PER_DAY * DAYS_PER_YEAR * MAX_INTERVAL_YEARS)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must not be longer than %d years",
+						argument, MAX_INTERVAL_YEARS)));
+}
+
+/*
+ * now + interval, for a checked interval; never before now, which a month
+ * that is shorter than the days taken away could be.
+ */
+TimestampTz
+msgq_time_after(TimestampTz now, const Interval *interval)
+{
+	Datum		later;
+
+	/* Days and months need the time zone; plain times are the common case. */
+	if (interval->day == 0 && interval->month == 0)
+		return now + interval->time;
+	later = DirectFunctionCall2(timestamptz_pl_interval,
+								TimestampTzGetDatum(now),
+								IntervalPGetDatum(interval));
+	return Max(now, DatumGetTimestampTz(later));
+}
+
+/* Raises 22023 for several dimensions, 54000 for too many elements. */
+void
+msgq_check_array(ArrayType *array, const char *argument)
+{
+	if (ARR_NDIM(array) > 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must be a one-dimensional array",
+						argument)));
+	if (ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array)) > MSGQ_MAX_BATCH)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("argument \"%s\" must not have more than %d elements",
+						argument, MSGQ_MAX_BATCH)));
+}
+
+/*
+ * The elements of an array of checked shape.  Where nulls is NULL, an element
+ * that is NULL raises 22004.
+ */
+Datum	   *
+msgq_array_elements(ArrayType *array, const char *argument, bool **nulls,
+					int *n)
+{
+	Datum	   *elements;
+	int16		length;
+	bool		by_value;
+	char		alignment;
+
+	msgq_check_array(array, argument);
+	if (nulls == NULL && array_contains_nulls(array))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("argument \"%s\" must not contain nulls", argument)));
+	get_typlenbyvalalign(ARR_ELEMTYPE(array), &length, &by_value, &alignment);
+	deconstruct_array(array, ARR_ELEMTYPE(array), length, by_value, alignment,
+					  &elements, nulls, n);
+	return elements;
+}
+
+/* Raises 0A000: "what" stands in the interface, but not in this version. */
+void
+msgq_refuse_unsupported(const char *what)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("%s is not supported yet", what)));
+}

@@ -1,0 +1,104 @@
+/*
+ * compat.h
+ *		The only file that knows server versions.
+ *
+ * Each entry has the newest server's signature; what older ones lack is
+ * mapped inside.  It names the major that changed and what changed.
+ *
+ * src/compat.h
+ */
+#ifndef MSGQ_COMPAT_H
+#define MSGQ_COMPAT_H
+
+#include "access/genam.h"
+#include "access/tableam.h"
+#include "catalog/pg_namespace.h"
+#include "executor/executor.h"
+#include "utils/acl.h"
+#include "utils/timestamp.h"
+
+#if PG_VERSION_NUM < 150000
+#error "msgq needs PostgreSQL 15 or newer"
+#endif
+
+/* 16 moved the macros of variable-length values out of postgres.h. */
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
+
+/*
+ * 18 gave index_beginscan an argument for the counters of EXPLAIN; msgq has
+ * none to pass.
+ */
+static inline IndexScanDesc
+msgq_index_beginscan(Relation table, Relation index, Snapshot snapshot,
+					 int nkeys)
+{
+#if PG_VERSION_NUM >= 180000
+	return index_beginscan(table, index, snapshot, NULL, nkeys, 0);
+#else
+	return index_beginscan(table, index, snapshot, nkeys, 0);
+#endif
+}
+
+/*
+ * 16 made table_tuple_update tell which indexes need an entry, to spare the
+ * others when only a summarizing (BRIN) index is concerned, and gave
+ * ExecInsertIndexTuples an argument for it.  This pair hides both: what the
+ * first returns is for the second only.
+ */
+#if PG_VERSION_NUM >= 160000
+typedef TU_UpdateIndexes MsgqIndexUpdate;
+#else
+typedef bool MsgqIndexUpdate;
+#endif
+
+static inline void
+msgq_insert_index_entries_for_update(ResultRelInfo *result, EState *estate,
+									 TupleTableSlot *slot,
+									 MsgqIndexUpdate which)
+{
+#if PG_VERSION_NUM >= 160000
+	if (which != TU_None)
+		ExecInsertIndexTuples(result, slot, estate, true, false, NULL, NIL,
+							  which == TU_Summarizing);
+#else
+	if (which)
+		ExecInsertIndexTuples(result, slot, estate, true, false, NULL, NIL);
+#endif
+}
+
+static inline void
+msgq_insert_index_entries(ResultRelInfo *result, EState *estate,
+						  TupleTableSlot *slot)
+{
+#if PG_VERSION_NUM >= 160000
+	ExecInsertIndexTuples(result, slot, estate, false, false, NULL, NIL, false);
+#else
+	ExecInsertIndexTuples(result, slot, estate, false, false, NULL, NIL);
+#endif
+}
+
+/* 16 replaced the functions that check rights on one class of objects each. */
+static inline AclResult
+msgq_schema_aclcheck(Oid schema, Oid role, AclMode mode)
+{
+#if PG_VERSION_NUM >= 160000
+	return object_aclcheck(NamespaceRelationId, schema, role, mode);
+#else
+	return pg_namespace_aclcheck(schema, role, mode);
+#endif
+}
+
+/* Intervals can be infinite since 17. */
+static inline bool
+msgq_interval_is_finite(const Interval *interval)
+{
+#if PG_VERSION_NUM >= 170000
+	return !INTERVAL_NOT_FINITE(interval);
+#else
+	return true;
+#endif
+}
+
+#endif							/* MSGQ_COMPAT_H */

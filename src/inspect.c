@@ -1,0 +1,232 @@
+/*
+ * inspect.c
+ *		Looks at queues and changes nothing.
+ *
+ * All but why_empty run plain SQL on the queues' handles, as the caller, who
+ * has SELECT on them; so they work on a standby, and see what the caller's
+ * snapshot sees.  why_empty asks what a receive would meet, and so looks in
+ * the way that a receive does.
+ *
+ * src/inspect.c
+ */
+#include "msgq.h"
+
+#include "access/relation.h"
+#include "catalog/pg_type.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/rel.h"
+#include "utils/timestamp.h"
+
+#include "argument.h"
+#include "message.h"
+#include "owner.h"
+#include "segment.h"
+
+/* ---------------------------------------------------------------------------
+ * peek
+ * ---------------------------------------------------------------------------
+ */
+
+/*
+ * Appends the rows that SPI has returned, after the first given columns, to
+ * the function's result.
+ */
+static void
+put_spi_rows(ReturnSetInfo *result, int nfirst, const Datum *first)
+{
+	TupleDesc	descriptor = result->setDesc;
+	Datum	   *values = palloc(sizeof(Datum) * descriptor->natts);
+	bool	   *nulls = palloc(sizeof(bool) * descriptor->natts);
+
+	for (uint64 row = 0; row < SPI_processed; row++)
+	{
+		for (int i = 0; i < descriptor->natts; i++)
+		{
+			if (i < nfirst)
+			{
+				values[i] = first[i];
+				nulls[i] = false;
+				continue;
+			}
+			values[i] = SPI_getbinval(SPI_tuptable->vals[row],
+									  SPI_tuptable->tupdesc,
+									  i - nfirst + 1, &nulls[i]);
+			if (!nulls[i] && TupleDescAttr(descriptor, i)->attlen == -1)
+				values[i] = msgq_self_contained(values[i]);
+		}
+		tuplestore_putvalues(result->setResult, descriptor, values, nulls);
+	}
+}
+
+/* peek(queue, max_messages, after_id) */
+PG_FUNCTION_INFO_V1(msgq_peek);
+Datum
+msgq_peek(PG_FUNCTION_ARGS)
+{
+	MsgqQueue  *queue = msgq_queue_get(msgq_arg_name(fcinfo, 0, "queue"),
+									   MSGQ_RIGHT_PEEK);
+	int			count = msgq_arg_count(fcinfo, 1, "max_messages");
+	Datum		after_id = msgq_arg(fcinfo, 2, "after_id");
+	Oid			types[] = {INT8OID, INT4OID};
+	Datum		values[] = {after_id, Int32GetDatum(count)};
+	MsgqSpi		spi;
+
+	InitMaterializedSRF(fcinfo, 0);
+	msgq_spi_begin(&spi, InvalidOid);
+	msgq_spi_run_with(psprintf("SELECT id, NULL::uuid, deliveries, failures, priority, "
+							   "group_key, enqueued_at, visible_at, expires_at, "
+							   "headers, body, data "
+							   "FROM msgq.q%d WHERE id > $1 ORDER BY id LIMIT $2",
+							   queue->id),
+					  SPI_OK_SELECT, lengthof(values), types, values, NULL,
+					  false);
+	put_spi_rows((ReturnSetInfo *) fcinfo->resultinfo, 0, NULL);
+	msgq_spi_end(&spi);
+	return (Datum) 0;
+}
+
+/* ---------------------------------------------------------------------------
+ * why_empty
+ * ---------------------------------------------------------------------------
+ */
+
+/* What a receive would not take. */
+typedef struct Obstacles
+{
+	bool		has_free;		/* but this it would */
+	bool		has_in_flight;
+	bool		has_delayed;
+} Obstacles;
+
+/* Looks at all messages of a segment in one order, until one is free. */
+static void
+find_obstacles(MsgqSegment *segment, MsgqOrder order, TimestampTz now,
+			   Obstacles *found)
+{
+	MsgqWalk   *walk = msgq_walk_begin(segment, order, PG_INT64_MIN,
+									   PG_INT64_MAX);
+
+	while (!found->has_free && msgq_walk_next(walk))
+	{
+		if (TransactionIdIsValid(walk->open_xid))
+			found->has_in_flight = true;
+		else if (order == MSGQ_READY || walk->key < now)
+			found->has_free = true;
+		else if (msgq_row_is_null(segment->row, Anum_segment_leased_at))
+			found->has_delayed = true;
+		else
+			found->has_in_flight = true;
+	}
+	msgq_walk_end(walk);
+}
+
+/* why_empty(queue) */
+PG_FUNCTION_INFO_V1(msgq_why_empty);
+Datum
+msgq_why_empty(PG_FUNCTION_ARGS)
+{
+	char	   *name = msgq_arg_name(fcinfo, 0, "queue");
+	MsgqStorage *storage = msgq_storage_open(NULL, name, MSGQ_RIGHT_PEEK,
+											 false);
+	TimestampTz now = GetCurrentTimestamp();
+	Obstacles	found = {false, false, false};
+
+	for (int i = 0; i < storage->nsegments; i++)
+	{
+		find_obstacles(storage->segments[i], MSGQ_READY, now, &found);
+		find_obstacles(storage->segments[i], MSGQ_DUE, now, &found);
+	}
+	msgq_storage_close(storage);
+
+	if (found.has_free)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(cstring_to_text(found.has_in_flight ? "in_flight" :
+									 found.has_delayed ? "delayed" :
+									 "empty"));
+}
+
+/* ---------------------------------------------------------------------------
+ * Views over all queues
+ * ---------------------------------------------------------------------------
+ */
+
+/*
+ * Runs a query for each queue that the caller may peek at, and appends its
+ * rows, after the queue's name, to the result.  In the query %1$d is the
+ * number of the queue, and $1 the time.
+ */
+static void
+query_each_queue(FunctionCallInfo fcinfo, const char *query)
+{
+	Datum		now = TimestampTzGetDatum(GetCurrentTimestamp());
+	Oid			type = TIMESTAMPTZOID;
+	MsgqQueue **queues;
+	int			n;
+
+	InitMaterializedSRF(fcinfo, 0);
+	queues = msgq_queue_list(MSGQ_RIGHT_PEEK, &n);
+	for (int i = 0; i < n; i++)
+	{
+		/* A queue that was dropped meanwhile is none. */
+		Relation	handle = try_relation_open(queues[i]->handle,
+											   AccessShareLock);
+		Datum		name = CStringGetTextDatum(NameStr(queues[i]->name));
+		MsgqSpi		spi;
+
+		if (handle == NULL)
+			continue;
+		msgq_spi_begin(&spi, InvalidOid);
+		msgq_spi_run_with(psprintf(query, queues[i]->id), SPI_OK_SELECT,
+						  1, &type, &now, NULL, false);
+		put_spi_rows((ReturnSetInfo *) fcinfo->resultinfo, 1, &name);
+		msgq_spi_end(&spi);
+		relation_close(handle, NoLock);
+	}
+}
+
+PG_FUNCTION_INFO_V1(msgq_list_leases);
+Datum
+msgq_list_leases(PG_FUNCTION_ARGS)
+{
+	query_each_queue(fcinfo,
+					 "SELECT id, leased_at, visible_at, deliveries, failures "
+					 "FROM msgq.q%1$d "
+					 "WHERE leased_at IS NOT NULL AND visible_at > $1 "
+					 "ORDER BY visible_at, id");
+	return (Datum) 0;
+}
+
+PG_FUNCTION_INFO_V1(msgq_list_queue_stats);
+Datum
+msgq_list_queue_stats(PG_FUNCTION_ARGS)
+{
+	query_each_queue(fcinfo,
+					 "SELECT m.ready, m.delayed, m.in_flight, $1 - m.oldest, "
+					 "s.bytes::bigint, s.segments::int "
+					 "FROM (SELECT "
+					 "count(*) FILTER (WHERE visible_at IS NULL OR visible_at <= $1) AS ready, "
+					 "count(*) FILTER (WHERE visible_at > $1 AND leased_at IS NULL) AS delayed, "
+					 "count(*) FILTER (WHERE visible_at > $1 AND leased_at IS NOT NULL) AS in_flight, "
+					 "min(enqueued_at) FILTER (WHERE visible_at IS NULL OR visible_at <= $1) AS oldest "
+					 "FROM msgq.q%1$d) AS m, "
+					 "(SELECT sum(pg_total_relation_size(c.oid)) AS bytes, count(*) AS segments "
+					 "FROM pg_class c "
+					 "WHERE c.relnamespace = 'msgq'::regnamespace AND c.relkind = 'r' "
+					 "AND c.relname ~ '^q%1$d_[0-9]+$') AS s");
+	return (Datum) 0;
+}
+
+/* handle(queue_id): the view that carries the rights, or NULL */
+PG_FUNCTION_INFO_V1(msgq_handle);
+Datum
+msgq_handle(PG_FUNCTION_ARGS)
+{
+	Oid			handle = msgq_relation_oid(psprintf("q%d", PG_GETARG_INT32(0)));
+
+	if (!OidIsValid(handle))
+		PG_RETURN_NULL();
+	PG_RETURN_OID(handle);
+}

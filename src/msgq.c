@@ -1,0 +1,100 @@
+/*
+ * msgq.c
+ *		Where the library is loaded: settings and transaction callbacks.
+ *
+ * Reading order.  A message is sent (send.c) into a segment table of its
+ * queue (queue.c, segment.c); receive.c finds it with the help of frontier.c
+ * and leases it (lease.c); settle.c removes it or gives it back.  inspect.c
+ * only looks, admin.c makes and drops queues, argument.c and message.c
+ * translate between SQL and C, owner.c is the one place that acts with the
+ * rights of the storage's owner.
+ *
+ * msgq keeps no state outside the tables that could be missed: each backend
+ * remembers how far it has walked (frontier.c) and what the current
+ * transaction has leased (lease.c), and both only ever save time.
+ *
+ * src/msgq.c
+ */
+#include "msgq.h"
+
+#include "access/xact.h"
+#include "utils/guc.h"
+
+#include "frontier.h"
+#include "queue.h"
+
+PG_MODULE_MAGIC;
+
+/*
+ * Commit a transaction that did nothing but lease messages asynchronously: a
+ * lease that a crash forgets is only an early redelivery (see lease.c).
+ */
+bool		msgq_async_leases = true;
+
+PGDLLEXPORT void _PG_init(void);
+
+/*
+ * The end of a transaction, in every form that it can take.
+ *
+ * Nothing in here may allocate, wait or raise an error, except before the
+ * commit: an error after it would be a PANIC.
+ */
+static void
+transaction_callback(XactEvent event, void *arg)
+{
+	switch (event)
+	{
+		case XACT_EVENT_PRE_COMMIT:
+			msgq_lease_pre_commit();
+			break;
+		case XACT_EVENT_COMMIT:
+			msgq_frontier_transaction_committed();
+			msgq_lease_forget();
+			break;
+		case XACT_EVENT_ABORT:
+			msgq_frontier_transaction_aborted();
+			msgq_lease_forget();
+			break;
+		case XACT_EVENT_PRE_PREPARE:
+			msgq_frontier_transaction_prepared();
+			break;
+		case XACT_EVENT_PREPARE:
+			msgq_lease_forget();
+			break;
+		case XACT_EVENT_PARALLEL_PRE_COMMIT:
+		case XACT_EVENT_PARALLEL_COMMIT:
+		case XACT_EVENT_PARALLEL_ABORT:
+			/* Nothing of msgq's that writes runs in a parallel worker. */
+			break;
+	}
+}
+
+static void
+subtransaction_callback(SubXactEvent event, SubTransactionId mine,
+						SubTransactionId parent, void *arg)
+{
+	if (event == SUBXACT_EVENT_COMMIT_SUB)
+		msgq_frontier_subtransaction_committed(GetCurrentTransactionNestLevel());
+	else if (event == SUBXACT_EVENT_ABORT_SUB)
+		msgq_frontier_subtransaction_aborted(GetCurrentTransactionNestLevel());
+}
+
+void
+_PG_init(void)
+{
+	DefineCustomBoolVariable("msgq.async_leases",
+							 "Commits transactions that only lease messages asynchronously.",
+							 "A crash may then forget leases, which means that messages are delivered again early.",
+							 &msgq_async_leases,
+							 true,
+							 PGC_USERSET,
+							 0,
+							 NULL,	/* check hook */
+							 NULL,	/* assign hook */
+							 NULL); /* show hook */
+	MarkGUCPrefixReserved("msgq");
+
+	RegisterXactCallback(transaction_callback, NULL);
+	RegisterSubXactCallback(subtransaction_callback, NULL);
+	msgq_queue_init();
+}

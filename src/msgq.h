@@ -1,0 +1,39 @@
+/*
+ * msgq.h
+ *		What all of msgq's files share: settings, error codes, limits.
+ *
+ * The other headers follow a message's life as their .c files do: argument,
+ * queue, message, send, segment, frontier, receive, settle.
+ *
+ * src/msgq.h
+ */
+#ifndef MSGQ_H
+#define MSGQ_H
+
+#include "postgres.h"
+
+#include "datatype/timestamp.h"
+#include "fmgr.h"
+#include "utils/elog.h"
+
+#include "compat.h"
+
+/* Errors that SQL has no code for. */
+#define ERRCODE_MSGQ_STALE_RECEIPT	MAKE_SQLSTATE('M','Q','0','0','1')
+
+/* More messages or receipts in one call are refused. */
+#define MSGQ_MAX_BATCH		10000
+
+/* A larger message could be stored but not always be dumped again. */
+#define MSGQ_MAX_MESSAGE_BYTES	(200 * 1024 * 1024)
+
+/* msgq.c: settings */
+extern bool msgq_async_leases;
+
+/* lease.c: how a transaction that only leases is committed */
+extern void msgq_lease_begin(void);
+extern void msgq_lease_end(TimestampTz oldest_enqueued_at);
+extern void msgq_lease_pre_commit(void);
+extern void msgq_lease_forget(void);
+
+#endif							/* MSGQ_H */

@@ -1,0 +1,111 @@
+/*
+ * owner.c
+ *		The one place that runs SQL, and the one that changes the user.
+ *
+ * No function of msgq is SECURITY DEFINER.  What only the storage's owner may
+ * do, making and dropping tables above all, is done between msgq_spi_begin
+ * and msgq_spi_end, after the caller's own right was checked: as that owner,
+ * under SECURITY_RESTRICTED_OPERATION, and with a search_path in which nobody
+ * can put anything before pg_catalog.
+ *
+ * An error in between undoes all three with the (sub)transaction.
+ *
+ * src/owner.c
+ */
+#include "msgq.h"
+
+#include "lib/stringinfo.h"
+#include "miscadmin.h"
+#include "tcop/utility.h"
+#include "utils/guc.h"
+
+#include "owner.h"
+
+/*
+ * Before anything is changed: raises 25006 on a standby, in a read-only
+ * transaction, and in a parallel worker.  command is the caller's name.
+ */
+void
+msgq_begin_change(const char *command)
+{
+	PreventCommandDuringRecovery(command);
+	PreventCommandIfReadOnly(command);
+	PreventCommandIfParallelMode(command);
+}
+
+/*
+ * Opens SPI with a pinned search_path, as the given role, or as the current
+ * user if that is InvalidOid.
+ */
+void
+msgq_spi_begin(MsgqSpi *spi, Oid act_as)
+{
+	GetUserIdAndSecContext(&spi->user, &spi->security_context);
+	if (OidIsValid(act_as))
+		SetUserIdAndSecContext(act_as, spi->security_context |
+							   SECURITY_LOCAL_USERID_CHANGE |
+							   SECURITY_RESTRICTED_OPERATION);
+	spi->guc_level = NewGUCNestLevel();
+	(void) set_config_option("search_path", "pg_catalog, pg_temp",
+							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
+							 true, 0, false);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "could not connect to SPI");
+}
+
+void
+msgq_spi_end(const MsgqSpi *spi)
+{
+	if (SPI_finish() != SPI_OK_FINISH)
+		elog(ERROR, "could not disconnect from SPI");
+	AtEOXact_GUC(false, spi->guc_level);
+	SetUserIdAndSecContext(spi->user, spi->security_context);
+}
+
+/* Runs a command whose text is made by printf. */
+void
+msgq_spi_run(const char *format,...)
+{
+	StringInfoData sql;
+	int			needed;
+	int			result;
+
+	initStringInfo(&sql);
+	for (;;)
+	{
+		va_list		arguments;
+
+		va_start(arguments, format);
+		needed = appendStringInfoVA(&sql, format, arguments);
+		va_end(arguments);
+		if (needed == 0)
+			break;
+		enlargeStringInfo(&sql, needed);
+	}
+	result = SPI_execute(sql.data, false, 0);
+	if (result < 0)
+		elog(ERROR, "could not execute \"%s\": %s", sql.data,
+			 SPI_result_code_string(result));
+	pfree(sql.data);
+}
+
+/*
+ * Runs a command with parameters; nulls may be NULL.  What it returns is in
+ * SPI_processed and SPI_tuptable.
+ */
+void
+msgq_spi_run_with(const char *sql, int expected, int nargs, const Oid *types,
+				  const Datum *values, const bool *nulls, bool read_only)
+{
+	char	   *flags = palloc(nargs + 1);
+	int			result;
+
+	for (int i = 0; i < nargs; i++)
+		flags[i] = nulls && nulls[i] ? 'n' : ' ';
+	flags[nargs] = '\0';
+	result = SPI_execute_with_args(sql, nargs, (Oid *) types,
+								   (Datum *) values, flags, read_only, 0);
+	if (result != expected)
+		elog(ERROR, "could not execute \"%s\": %s", sql,
+			 SPI_result_code_string(result));
+}

@@ -1,0 +1,462 @@
+/*
+ * queue.c
+ *		Finds queues by name, quickly, and checks rights on them.
+ *
+ * A queue is a row of msgq.queue, its segments are rows of msgq.segment, and
+ * its rights are privileges on its handle, the view msgq.q<id>.
+ *
+ * Each backend caches what it has looked up.  Whoever changes one of the two
+ * tables sends a relcache invalidation for msgq.queue with his commit
+ * (msgq_queue_changed); backends receive it at the latest when they next lock
+ * a relation.  Receiving it only raises a counter, the generation; an entry
+ * of an older generation is read again when it is next looked up.  So a user
+ * of a queue
+ *
+ *	1. looks it up,
+ *	2. locks its tables, which delivers pending invalidations, and
+ *	3. starts again if the generation has changed or a table has gone
+ *	   (msgq_storage_open in segment.c does this).
+ *
+ * After that it knows that the queue is as the entry says, and its locks keep
+ * it so: whoever drops a queue or turns its ring needs a lock that conflicts.
+ *
+ * The tables are read with the catalog snapshot: the newest committed state,
+ * whatever the transaction's isolation level.
+ *
+ * src/queue.c
+ */
+#include "msgq.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "catalog/namespace.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/catcache.h"
+#include "utils/fmgroids.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+
+#include "queue.h"
+
+typedef struct CacheEntry
+{
+	NameData	name;			/* hash key */
+	uint64		generation;		/* when the queue was read */
+	MsgqQueue  *queue;
+} CacheEntry;
+
+static HTAB *cache = NULL;
+
+/* Starts above zero, which no entry has. */
+static uint64 generation = 1;
+
+/* What the invalidation callback compares with; InvalidOid if unknown. */
+static Oid	queue_table = InvalidOid;
+
+/* May be called whenever a lock is taken: only raises the counter. */
+static void
+invalidation_callback(Datum arg, Oid relation)
+{
+	if (relation == InvalidOid || relation == queue_table)
+	{
+		generation++;
+		queue_table = InvalidOid;
+	}
+}
+
+/* Once per backend, from _PG_init. */
+void
+msgq_queue_init(void)
+{
+	CacheRegisterRelcacheCallback(invalidation_callback, (Datum) 0);
+}
+
+/* Changes whenever something that was looked up may have changed. */
+uint64
+msgq_queue_generation(void)
+{
+	return generation;
+}
+
+/* ---------------------------------------------------------------------------
+ * Names of msgq's relations
+ * ---------------------------------------------------------------------------
+ */
+
+Oid
+msgq_schema_oid(void)
+{
+	return get_namespace_oid("msgq", false);
+}
+
+/* InvalidOid if schema msgq has no such relation. */
+Oid
+msgq_relation_oid(const char *name)
+{
+	return get_relname_relid(name, msgq_schema_oid());
+}
+
+/* Opens a metadata table for reading; the caller closes it. */
+static Relation
+open_metadata(const char *name)
+{
+	Oid			oid = msgq_relation_oid(name);
+
+	if (!OidIsValid(oid))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("extension msgq is not installed in this database"),
+				 errhint("Use CREATE EXTENSION msgq.")));
+	return table_open(oid, AccessShareLock);
+}
+
+/*
+ * The role that owns the storage of all queues: the extension's owner, who
+ * owns its tables.
+ */
+Oid
+msgq_storage_owner(void)
+{
+	Relation	table = open_metadata("queue");
+	Oid			owner = table->rd_rel->relowner;
+
+	table_close(table, AccessShareLock);
+	return owner;
+}
+
+/*
+ * To be called by whoever has changed msgq.queue or msgq.segment: with the
+ * commit, all backends look queues up anew.
+ */
+void
+msgq_queue_changed(void)
+{
+	CacheInvalidateRelcacheByRelid(msgq_relation_oid("queue"));
+}
+
+/* ---------------------------------------------------------------------------
+ * Reading the metadata
+ * ---------------------------------------------------------------------------
+ */
+
+static Interval
+interval_column(Datum value)
+{
+	return *DatumGetIntervalP(value);
+}
+
+/* InvalidOid if it has gone: then the queue is refused when it is used. */
+static Oid
+storage_oid(int32 queue_id, const char *suffix)
+{
+	char		name[NAMEDATALEN];
+
+	snprintf(name, sizeof(name), "q%d%s", queue_id, suffix);
+	return msgq_relation_oid(name);
+}
+
+static Oid
+segment_oid(int32 queue_id, int32 n)
+{
+	char		suffix[NAMEDATALEN];
+
+	snprintf(suffix, sizeof(suffix), "_%d", n);
+	return storage_oid(queue_id, suffix);
+}
+
+/*
+ * Adds the segments that may hold messages to a queue that has room for them:
+ * those that drain first, the active one last.  Returns their number.
+ */
+static int
+read_segments(MsgqQueue *queue, int room)
+{
+	Relation	table = open_metadata("segment");
+	Oid			index = msgq_relation_oid("segment_pkey");
+	SysScanDesc scan;
+	ScanKeyData key;
+	HeapTuple	row;
+	int			n = 0;
+
+	queue->active = InvalidOid;
+	ScanKeyInit(&key, Anum_queue_segment_queue_id, BTEqualStrategyNumber,
+				F_INT4EQ, Int32GetDatum(queue->id));
+	scan = systable_beginscan(table, index, true, NULL, 1, &key);
+	while (HeapTupleIsValid(row = systable_getnext(scan)))
+	{
+		Datum		values[Natts_queue_segment];
+		bool		nulls[Natts_queue_segment];
+		char	   *state;
+		Oid			oid;
+
+		heap_deform_tuple(row, RelationGetDescr(table), values, nulls);
+		state = TextDatumGetCString(values[Anum_queue_segment_state - 1]);
+		if (strcmp(state, "empty") == 0)
+			continue;
+		oid = segment_oid(queue->id,
+						  DatumGetInt32(values[Anum_queue_segment_n - 1]));
+		if (strcmp(state, "active") == 0)
+			queue->active = oid;
+		else if (n < room)
+			queue->segments[n++] = oid;
+		else
+			n++;
+	}
+	systable_endscan(scan);
+	table_close(table, AccessShareLock);
+
+	if (n < room)
+		queue->segments[n] = queue->active;
+	return n + 1;
+}
+
+/* The columns that the hot path needs, and where the queue's storage is. */
+static MsgqQueue *
+queue_from_row(const Datum *values)
+{
+	int			room = 4;
+
+	for (;;)
+	{
+		MsgqQueue  *queue = palloc0(offsetof(MsgqQueue, segments) +
+									sizeof(Oid) * room);
+
+		queue->id = DatumGetInt32(values[Anum_queue_id - 1]);
+		namestrcpy(&queue->name,
+				   TextDatumGetCString(values[Anum_queue_name - 1]));
+		queue->created_at =
+			DatumGetTimestampTz(values[Anum_queue_created_at - 1]);
+		queue->visibility_timeout =
+			interval_column(values[Anum_queue_visibility_timeout - 1]);
+		queue->retry_delay =
+			interval_column(values[Anum_queue_retry_delay - 1]);
+		queue->retry_multiplier =
+			DatumGetFloat8(values[Anum_queue_retry_multiplier - 1]);
+		queue->max_retry_delay =
+			interval_column(values[Anum_queue_max_retry_delay - 1]);
+		queue->max_message_bytes =
+			DatumGetInt32(values[Anum_queue_max_message_bytes - 1]);
+		queue->handle = storage_oid(queue->id, "");
+		queue->sequence = storage_oid(queue->id, "_id");
+		queue->nsegments = read_segments(queue, room);
+		if (queue->nsegments <= room)
+			return queue;
+		room = queue->nsegments;
+	}
+}
+
+/*
+ * Reads the queue of this name, or all queues if name is NULL, in the order
+ * of their names.  Returns a list of MsgqQueue.
+ */
+static List *
+read_queues(const char *name)
+{
+	Relation	table = open_metadata("queue");
+	SysScanDesc scan;
+	ScanKeyData key;
+	HeapTuple	row;
+	List	   *queues = NIL;
+	int			nkeys = 0;
+	Oid			index = msgq_relation_oid("queue_name_key");
+
+	queue_table = RelationGetRelid(table);
+	if (name)
+	{
+		ScanKeyInit(&key, Anum_queue_name, BTEqualStrategyNumber, F_TEXTEQ,
+					CStringGetTextDatum(name));
+		nkeys = 1;
+	}
+	scan = systable_beginscan(table, index, true, NULL, nkeys, &key);
+	while (HeapTupleIsValid(row = systable_getnext(scan)))
+	{
+		Datum		values[Natts_queue];
+		bool		nulls[Natts_queue];
+
+		heap_deform_tuple(row, RelationGetDescr(table), values, nulls);
+		queues = lappend(queues, queue_from_row(values));
+	}
+	systable_endscan(scan);
+	table_close(table, AccessShareLock);
+	return queues;
+}
+
+/* ---------------------------------------------------------------------------
+ * The cache
+ * ---------------------------------------------------------------------------
+ */
+
+static Size
+queue_size(const MsgqQueue *queue)
+{
+	return offsetof(MsgqQueue, segments) + sizeof(Oid) * queue->nsegments;
+}
+
+static MsgqQueue *
+copy_queue(const MsgqQueue *queue, MemoryContext context)
+{
+	MsgqQueue  *copy = MemoryContextAlloc(context, queue_size(queue));
+
+	memcpy(copy, queue, queue_size(queue));
+	return copy;
+}
+
+static void
+create_cache(void)
+{
+	HASHCTL		control = {
+		.keysize = sizeof(NameData),
+		.entrysize = sizeof(CacheEntry),
+		.hcxt = CacheMemoryContext,
+	};
+
+	if (CacheMemoryContext == NULL)
+		CreateCacheMemoryContext();
+	control.hcxt = CacheMemoryContext;
+	cache = hash_create("msgq queues", 32, &control,
+						HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+}
+
+/* Puts what was read into the cache; a queue that is not there leaves it. */
+static void
+remember(const NameData *key, uint64 read_at, const MsgqQueue *queue)
+{
+	CacheEntry *entry;
+	bool		found;
+	MsgqQueue  *copy;
+
+	if (queue == NULL)
+	{
+		entry = hash_search(cache, key, HASH_FIND, NULL);
+		if (entry)
+		{
+			pfree(entry->queue);
+			(void) hash_search(cache, key, HASH_REMOVE, NULL);
+		}
+		return;
+	}
+	copy = copy_queue(queue, CacheMemoryContext);
+	entry = hash_search(cache, key, HASH_ENTER, &found);
+	if (found)
+		pfree(entry->queue);
+	entry->queue = copy;
+	entry->generation = read_at;
+}
+
+/* The queue, in the current memory context; NULL if there is none. */
+MsgqQueue  *
+msgq_queue_find(const char *name)
+{
+	NameData	key;
+	CacheEntry *entry;
+	List	   *queues;
+	MsgqQueue  *queue;
+	uint64		read_at;
+
+	if (cache == NULL)
+		create_cache();
+	namestrcpy(&key, name);
+	entry = hash_search(cache, &key, HASH_FIND, NULL);
+	if (entry && entry->generation == generation)
+		return copy_queue(entry->queue, CurrentMemoryContext);
+
+	/*
+	 * An invalidation that arrives while we read makes the entry old at once:
+	 * it carries the generation of before.
+	 */
+	read_at = generation;
+	queues = read_queues(name);
+	queue = queues ? linitial(queues) : NULL;
+	remember(&key, read_at, queue);
+	return queue;
+}
+
+/* ---------------------------------------------------------------------------
+ * Rights
+ * ---------------------------------------------------------------------------
+ */
+
+/* The word that msgq.grant uses for a right. */
+const char *
+msgq_right_name(AclMode right)
+{
+	switch (right)
+	{
+		case MSGQ_RIGHT_PEEK:
+			return "peek";
+		case MSGQ_RIGHT_SEND:
+			return "send";
+		case MSGQ_RIGHT_RECEIVE:
+			return "receive";
+		case MSGQ_RIGHT_MANAGE:
+			return "manage";
+		case MSGQ_RIGHT_ADMIN:
+			return "admin";
+	}
+	elog(ERROR, "unknown right: %u", (unsigned) right);
+	return NULL;
+}
+
+static bool
+has_right(const MsgqQueue *queue, AclMode right)
+{
+	return pg_class_aclcheck(queue->handle, GetUserId(), right) == ACLCHECK_OK;
+}
+
+/*
+ * The queue, in the current memory context, if the current user has the right
+ * on it.  Raises 42704 if there is no such queue, 42501 without the right,
+ * 55000 if its storage is missing.
+ */
+MsgqQueue  *
+msgq_queue_get(const char *name, AclMode right)
+{
+	MsgqQueue  *queue = msgq_queue_find(name);
+
+	if (queue == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("queue \"%s\" does not exist", name)));
+	if (!OidIsValid(queue->handle) || !OidIsValid(queue->sequence) ||
+		!OidIsValid(queue->active))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the storage of queue \"%s\" is incomplete", name),
+				 errdetail("Its relations are named msgq.q%d and msgq.q%d_*.",
+						   queue->id, queue->id),
+				 errhint("Restore them from a dump, or drop the queue.")));
+	if (!has_right(queue, right))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for queue \"%s\"", name),
+				 errdetail("Role \"%s\" does not have the right \"%s\".",
+						   GetUserNameFromId(GetUserId(), false),
+						   msgq_right_name(right)),
+				 errhint("An administrator of the queue can give it with msgq.grant().")));
+	return queue;
+}
+
+/* All queues on which the current user has the right, by name. */
+MsgqQueue **
+msgq_queue_list(AclMode right, int *n)
+{
+	List	   *queues = read_queues(NULL);
+	MsgqQueue **list = palloc(sizeof(MsgqQueue *) * (list_length(queues) + 1));
+	ListCell   *cell;
+
+	*n = 0;
+	foreach(cell, queues)
+	{
+		MsgqQueue  *queue = lfirst(cell);
+
+		if (OidIsValid(queue->handle) && has_right(queue, right))
+			list[(*n)++] = queue;
+	}
+	return list;
+}

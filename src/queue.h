@@ -1,0 +1,92 @@
+/*
+ * queue.h
+ *		What the hot path knows about a queue, and who may do what with it.
+ *
+ * src/queue.h
+ */
+#ifndef MSGQ_QUEUE_H
+#define MSGQ_QUEUE_H
+
+#include "datatype/timestamp.h"
+#include "nodes/parsenodes.h"
+#include "utils/relcache.h"
+
+/*
+ * Columns of msgq.queue (src/sql/schema.sql).  The settings are in the order
+ * of create_queue's arguments.  Rows are read by deforming them.
+ */
+enum
+{
+	Anum_queue_id = 1,
+	Anum_queue_name,
+	Anum_queue_created_at,
+	Anum_queue_visibility_timeout,
+	Anum_queue_max_deliveries,
+	Anum_queue_dead_letter_queue,
+	Anum_queue_retry_delay,
+	Anum_queue_retry_multiplier,
+	Anum_queue_max_retry_delay,
+	Anum_queue_message_ttl,
+	Anum_queue_max_length,
+	Anum_queue_overflow,
+	Anum_queue_max_message_bytes,
+	Anum_queue_max_in_flight,
+	Anum_queue_priorities,
+	Anum_queue_ordered,
+	Anum_queue_on_exhausted,
+	Anum_queue_dedup_window,
+	Anum_queue_archive_retention,
+	Natts_queue = Anum_queue_archive_retention
+};
+
+/* Columns of msgq.segment. */
+enum
+{
+	Anum_queue_segment_queue_id = 1,
+	Anum_queue_segment_n,
+	Anum_queue_segment_state,
+	Natts_queue_segment = Anum_queue_segment_state
+};
+
+/* Rights, as privileges on the queue's handle, the view msgq.q<id>. */
+#define MSGQ_RIGHT_PEEK		ACL_SELECT
+#define MSGQ_RIGHT_SEND		ACL_INSERT
+#define MSGQ_RIGHT_RECEIVE	ACL_UPDATE
+#define MSGQ_RIGHT_MANAGE	ACL_DELETE
+#define MSGQ_RIGHT_ADMIN	ACL_TRUNCATE
+
+/*
+ * A queue as it was when it was looked up.  The caller's own copy: what the
+ * cache does meanwhile does not matter to it.
+ */
+typedef struct MsgqQueue
+{
+	int32		id;
+	NameData	name;
+	TimestampTz created_at;
+	Oid			handle;			/* the view that carries the rights */
+	Oid			sequence;		/* of message ids */
+	Interval	visibility_timeout;
+	Interval	retry_delay;
+	float8		retry_multiplier;
+	Interval	max_retry_delay;
+	int32		max_message_bytes;
+	Oid			active;			/* segment that takes new messages */
+	int			nsegments;
+	Oid			segments[FLEXIBLE_ARRAY_MEMBER];	/* that may hold messages,
+													 * the active one last */
+} MsgqQueue;
+
+extern void msgq_queue_init(void);
+extern uint64 msgq_queue_generation(void);
+extern void msgq_queue_changed(void);
+extern MsgqQueue *msgq_queue_find(const char *name);
+extern MsgqQueue *msgq_queue_get(const char *name, AclMode right);
+extern MsgqQueue **msgq_queue_list(AclMode right, int *n);
+extern const char *msgq_right_name(AclMode right);
+
+extern Oid	msgq_schema_oid(void);
+extern Oid	msgq_relation_oid(const char *name);
+extern Oid	msgq_storage_owner(void);
+
+#endif							/* MSGQ_QUEUE_H */

@@ -1,0 +1,694 @@
+/*
+ * segment.c
+ *		The only file that touches the tables and indexes of messages.
+ *
+ * Inserting, claiming and settling go directly to the table and index access
+ * methods.  The executor, which is not asked, would have checked and done
+ * more; here is what becomes of each of its duties:
+ *
+ *	privileges			checked by msgq_queue_get, on the queue's handle
+ *	read-only, standby	msgq_storage_open (25006)
+ *	row security		refused when the table is opened
+ *	triggers, rules		refused when the table is opened
+ *	check constraints, NOT NULL, generated columns, more columns
+ *						refused when the table is opened
+ *	defaults, identity	all columns are given
+ *	indexes				all maintained, also a user's, whose expressions run
+ *						as the caller and may raise errors (23505)
+ *	replica identity	is the primary key; CheckCmdReplicaIdentity asks
+ *	locks				RowExclusiveLock on table and indexes, kept to the end
+ *						of the transaction
+ *	SERIALIZABLE		heap_update and heap_delete check for conflicts with
+ *						those who have read the row by SQL; dirty walks leave
+ *						no predicate locks
+ *	statistics			counted by the access methods
+ *
+ * Walks.  A walk goes through one of two indexes with a dirty snapshot, which
+ * shows what is committed at this instant and, marked with their xid, the
+ * uncommitted rows and deletions of others.  It hides what we have deleted
+ * ourselves; so every change first enters the row's key in the frontier.
+ *
+ * Claims do not wait.  heap_update is called with wait = false, so a row that
+ * somebody took between our reading and our writing is simply not ours; the
+ * buffer's pin, held by the slot, keeps the row at its place meanwhile.
+ * There is no separate row lock, and no record of it in the log.
+ *
+ * Settlements wait.  The usual case needs no snapshot either: the row is
+ * found with a dirty one, nobody else holds it, and it is changed.  If
+ * somebody does, it is looked up again with a fresh MVCC snapshot, which
+ * cannot miss it between two of its versions, and locked, following updates.
+ *
+ * The append horizon.  A sender holds the append lock of its queue in shared
+ * mode from before it takes its first id until the index entries of its last
+ * message are in.  A receiver that gets it in exclusive mode, even for an
+ * instant, knows that all ids up to the sequence's value are in the index, or
+ * never will be.  It never waits for the lock: without a new horizon its
+ * frontier stays.  Senders wait for receivers for that instant only.  The
+ * lock is a heavyweight one, so an error releases it.
+ *
+ * src/segment.c
+ */
+#include "msgq.h"
+
+#include "access/heapam.h"
+#include "access/relscan.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/pg_am.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_type.h"
+#include "commands/sequence.h"
+#include "executor/executor.h"
+#include "executor/nodeModifyTable.h"
+#include "miscadmin.h"
+#include "storage/bufmgr.h"
+#include "storage/lmgr.h"
+#include "storage/lock.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#include "message.h"
+#include "owner.h"
+#include "segment.h"
+
+/* ---------------------------------------------------------------------------
+ * Opening and closing
+ * ---------------------------------------------------------------------------
+ */
+
+/* What a user has added to the table that we would not honour, or NULL. */
+static const char *
+foreign_feature(Relation table)
+{
+	TupleDesc	descriptor = RelationGetDescr(table);
+
+	if (table->trigdesc)
+		return "a trigger";
+	if (table->rd_rules)
+		return "a rule";
+	if (table->rd_rel->relrowsecurity)
+		return "row security";
+	if (descriptor->natts != Natts_segment)
+		return "additional columns";
+	if (descriptor->constr && descriptor->constr->num_check > 0)
+		return "a check constraint";
+	for (AttrNumber n = 1; n <= Natts_segment; n++)
+	{
+		Form_pg_attribute column = TupleDescAttr(descriptor, n - 1);
+		bool		nullable = n == Anum_segment_visible_at ||
+		n == Anum_segment_leased_at || n >= Anum_segment_expires_at;
+
+		if (column->attisdropped || column->attgenerated)
+			return "other columns";
+		if (column->attnotnull && nullable)
+			return "a not-null constraint";
+	}
+	return NULL;
+}
+
+static void
+refuse_foreign_features(Relation table)
+{
+	const char *feature = foreign_feature(table);
+
+	if (feature)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"%s\" cannot hold messages",
+						RelationGetRelationName(table)),
+				 errdetail("It has %s, which msgq would not honour.", feature),
+				 errhint("Remove it from the table.")));
+}
+
+/* Does this index hold the due times, of all rows that have one? */
+static bool
+is_due_index(Relation index, IndexInfo *info)
+{
+	NullTest   *test;
+
+	if (index->rd_rel->relam != BTREE_AM_OID || !info->ii_ReadyForInserts ||
+		!index->rd_index->indisvalid ||
+		info->ii_NumIndexKeyAttrs != 1 ||
+		info->ii_IndexAttrNumbers[0] != Anum_segment_visible_at)
+		return false;
+	if (info->ii_Predicate == NIL)
+		return true;
+	if (list_length(info->ii_Predicate) != 1 ||
+		!IsA(linitial(info->ii_Predicate), NullTest))
+		return false;
+	test = linitial_node(NullTest, info->ii_Predicate);
+	return test->nulltesttype == IS_NOT_NULL && IsA(test->arg, Var) &&
+		((Var *) test->arg)->varattno == Anum_segment_visible_at;
+}
+
+/* Sets by_id and by_due_time among the indexes that are open. */
+static void
+find_indexes(MsgqSegment *segment)
+{
+	ResultRelInfo *result = segment->result;
+
+	for (int i = 0; i < result->ri_NumIndices; i++)
+	{
+		Relation	index = result->ri_IndexRelationDescs[i];
+
+		if (index->rd_index->indisprimary)
+			segment->by_id = index;
+		else if (is_due_index(index, result->ri_IndexRelationInfo[i]))
+			segment->by_due_time = index;
+	}
+	if (segment->by_id == NULL || segment->by_due_time == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"%s\" cannot hold messages",
+						RelationGetRelationName(segment->table)),
+				 errdetail("It lacks its primary key or the index on visible_at."),
+				 errhint("Restore the index, as the other segments have it.")));
+}
+
+/* A table that is locked, with its indexes and slots. */
+static MsgqSegment *
+open_segment(Relation table, const MsgqQueue *queue)
+{
+	MsgqSegment *segment = palloc0(sizeof(MsgqSegment));
+
+	refuse_foreign_features(table);
+	segment->table = table;
+	segment->estate = CreateExecutorState();
+	segment->result = makeNode(ResultRelInfo);
+	InitResultRelInfo(segment->result, table, 0, NULL, 0);
+	ExecOpenIndices(segment->result, false);
+	find_indexes(segment);
+	CheckCmdReplicaIdentity(table, CMD_UPDATE);
+	segment->row = table_slot_create(table, NULL);
+	segment->new_row = table_slot_create(table, NULL);
+	segment->ready = msgq_frontier_get(RelationGetRelid(table),
+									   queue->created_at, MSGQ_READY);
+	segment->due = msgq_frontier_get(RelationGetRelid(table),
+									 queue->created_at, MSGQ_DUE);
+	return segment;
+}
+
+/*
+ * Locks the tables in which a queue keeps its messages, or only that which
+ * takes new ones.  False, with none of them open, if the queue has changed
+ * since it was looked up.
+ */
+static bool
+lock_tables(const MsgqQueue *queue, bool active_only, uint64 generation,
+			Relation *tables, int *n)
+{
+	int			first = active_only ? queue->nsegments - 1 : 0;
+
+	*n = 0;
+	for (int i = first; i < queue->nsegments; i++)
+	{
+		Relation	table = try_table_open(queue->segments[i], RowExclusiveLock);
+
+		if (table)
+			tables[(*n)++] = table;
+		if (table && msgq_queue_generation() == generation)
+			continue;
+		if (table == NULL && msgq_queue_generation() == generation)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("the storage of queue \"%s\" is incomplete",
+							NameStr(queue->name)),
+					 errhint("Restore it from a dump, or drop the queue.")));
+		while (*n > 0)
+			table_close(tables[--(*n)], RowExclusiveLock);
+		return false;
+	}
+	return true;
+}
+
+/*
+ * Opens a queue for writing, after checking that the current user has the
+ * right on it: all segments that may hold messages, or only the one that
+ * takes new ones.  The locks stay until the end of the transaction.  command
+ * is the caller's name, for messages, or NULL if it will only look.
+ *
+ * Raises 42704, 42501 and 55000 as msgq_queue_get does, 25006 where nothing
+ * can be written, 55000 for tables with features that msgq would not honour.
+ */
+MsgqStorage *
+msgq_storage_open(const char *command, const char *name, AclMode right,
+				  bool active_only)
+{
+	MsgqStorage *storage = palloc0(sizeof(MsgqStorage));
+	Relation   *tables;
+	uint64		generation;
+	int			n;
+
+	if (command)
+		msgq_begin_change(command);
+	do
+	{
+		storage->queue = msgq_queue_get(name, right);
+		generation = msgq_queue_generation();
+		tables = palloc(sizeof(Relation) * storage->queue->nsegments);
+	} while (!lock_tables(storage->queue, active_only, generation, tables, &n));
+
+	storage->segments = palloc(sizeof(MsgqSegment *) * n);
+	for (int i = 0; i < n; i++)
+		storage->segments[i] = open_segment(tables[i], storage->queue);
+	storage->nsegments = n;
+	return storage;
+}
+
+/* Closes it and makes what was done visible to the next command. */
+void
+msgq_storage_close(MsgqStorage *storage)
+{
+	for (int i = 0; i < storage->nsegments; i++)
+	{
+		MsgqSegment *segment = storage->segments[i];
+
+		ExecDropSingleTupleTableSlot(segment->row);
+		ExecDropSingleTupleTableSlot(segment->new_row);
+		ExecCloseIndices(segment->result);
+		FreeExecutorState(segment->estate);
+		table_close(segment->table, NoLock);
+	}
+	CommandCounterIncrement();
+}
+
+/* ---------------------------------------------------------------------------
+ * The append horizon
+ * ---------------------------------------------------------------------------
+ */
+
+/* Object 1 of the sequence's class: locks nothing that SQL locks. */
+static void
+append_lock_tag(LOCKTAG *tag, const MsgqQueue *queue)
+{
+	SET_LOCKTAG_OBJECT(*tag, MyDatabaseId, RelationRelationId,
+					   queue->sequence, 1);
+}
+
+/* Before the first id of a call is taken. */
+void
+msgq_append_begin(const MsgqQueue *queue)
+{
+	LOCKTAG		tag;
+
+	append_lock_tag(&tag, queue);
+	(void) LockAcquire(&tag, ShareLock, false, false);
+}
+
+/* After the index entries of its last message are in. */
+void
+msgq_append_end(const MsgqQueue *queue)
+{
+	LOCKTAG		tag;
+
+	append_lock_tag(&tag, queue);
+	(void) LockRelease(&tag, ShareLock, false);
+}
+
+/* The highest id that was taken. */
+static int64
+last_id(const MsgqQueue *queue)
+{
+	Relation	sequence = table_open(queue->sequence, AccessShareLock);
+	Buffer		buffer = ReadBuffer(sequence, 0);
+	Page		page;
+	HeapTupleData tuple;
+	Form_pg_sequence_data data;
+	int64		last;
+
+	LockBuffer(buffer, BUFFER_LOCK_SHARE);
+	page = BufferGetPage(buffer);
+	tuple.t_data = (HeapTupleHeader)
+		PageGetItem(page, PageGetItemId(page, FirstOffsetNumber));
+	data = (Form_pg_sequence_data) GETSTRUCT(&tuple);
+	last = data->is_called ? data->last_value : data->last_value - 1;
+	UnlockReleaseBuffer(buffer);
+	table_close(sequence, NoLock);
+	return last;
+}
+
+/*
+ * Raises *horizon if no sender is at work at this instant: all ids up to it
+ * are in the index, or never will be.
+ */
+void
+msgq_append_horizon(const MsgqQueue *queue, int64 *horizon)
+{
+	LOCKTAG		tag;
+
+	append_lock_tag(&tag, queue);
+	if (LockAcquire(&tag, ExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
+		return;
+	*horizon = last_id(queue);
+	(void) LockRelease(&tag, ExclusiveLock, false);
+}
+
+/* ---------------------------------------------------------------------------
+ * Inserting
+ * ---------------------------------------------------------------------------
+ */
+
+/*
+ * Stores n rows, whose slots have all columns set.  The caller holds the
+ * append lock.
+ */
+void
+msgq_segment_insert(MsgqSegment *segment, TupleTableSlot **rows, int n)
+{
+	CommandId	command = GetCurrentCommandId(true);
+	MemoryContext batch;
+	MemoryContext caller;
+
+	if (n == 1)
+		table_tuple_insert(segment->table, rows[0], command, 0, NULL);
+	else
+	{
+		/* table_multi_insert may leak. */
+		batch = AllocSetContextCreate(CurrentMemoryContext, "msgq batch",
+									  ALLOCSET_DEFAULT_SIZES);
+		caller = MemoryContextSwitchTo(batch);
+		table_multi_insert(segment->table, rows, n, command, 0, NULL);
+		MemoryContextSwitchTo(caller);
+		MemoryContextDelete(batch);
+	}
+	for (int i = 0; i < n; i++)
+	{
+		msgq_insert_index_entries(segment->result, segment->estate, rows[i]);
+		ResetPerTupleExprContext(segment->estate);
+	}
+}
+
+/* ---------------------------------------------------------------------------
+ * Changing and removing a row
+ * ---------------------------------------------------------------------------
+ */
+
+/* The row's key in the order in which walks meet it. */
+static MsgqOrder
+order_of(TupleTableSlot *row, int64 *key)
+{
+	if (msgq_row_is_null(row, Anum_segment_visible_at))
+	{
+		*key = msgq_row_id(row);
+		return MSGQ_READY;
+	}
+	*key = msgq_row_time(row, Anum_segment_visible_at);
+	return MSGQ_DUE;
+}
+
+/* We are about to hide this row from our own walks. */
+static void
+own_row(MsgqSegment *segment)
+{
+	int64		key;
+
+	if (order_of(segment->row, &key) == MSGQ_READY)
+		msgq_frontier_own(segment->ready, key, key);
+	else
+		msgq_frontier_own(segment->due, key, key);
+}
+
+/* We are about to hide rows, and do not know which. */
+void
+msgq_segment_own_all(MsgqSegment *segment)
+{
+	msgq_frontier_own(segment->ready, PG_INT64_MIN + 1, PG_INT64_MAX);
+	msgq_frontier_own(segment->due, PG_INT64_MIN + 1, PG_INT64_MAX);
+}
+
+/* Fills new_row with the row as the change makes it. */
+static void
+make_new_row(MsgqSegment *segment, const MsgqChange *change)
+{
+	TupleTableSlot *row = segment->row;
+	TupleTableSlot *new_row = segment->new_row;
+	Datum	   *values = new_row->tts_values;
+	bool	   *nulls = new_row->tts_isnull;
+
+	ExecClearTuple(new_row);
+	slot_getallattrs(row);
+	memcpy(values, row->tts_values, sizeof(Datum) * Natts_segment);
+	memcpy(nulls, row->tts_isnull, sizeof(bool) * Natts_segment);
+
+	values[Anum_segment_visible_at - 1] = TimestampTzGetDatum(change->visible_at);
+	nulls[Anum_segment_visible_at - 1] = false;
+	if (change->lease)
+	{
+		values[Anum_segment_leased_at - 1] =
+			TimestampTzGetDatum(change->leased_at);
+		nulls[Anum_segment_leased_at - 1] = false;
+	}
+	if (change->unlease)
+		nulls[Anum_segment_leased_at - 1] = true;
+	values[Anum_segment_deliveries - 1] =
+		Int32GetDatum(DatumGetInt32(values[Anum_segment_deliveries - 1]) +
+					  change->more_deliveries);
+	values[Anum_segment_failures - 1] =
+		Int32GetDatum(DatumGetInt32(values[Anum_segment_failures - 1]) +
+					  change->more_failures);
+	if (change->set_headers)
+	{
+		values[Anum_segment_headers - 1] = change->headers;
+		nulls[Anum_segment_headers - 1] = false;
+	}
+	ExecStoreVirtualTuple(new_row);
+}
+
+static MsgqOutcome
+outcome_of(TM_Result result)
+{
+	switch (result)
+	{
+		case TM_Ok:
+			return MSGQ_DONE;
+		case TM_BeingModified:
+		case TM_WouldBlock:
+			return MSGQ_HELD;
+		default:
+			return MSGQ_GONE;
+	}
+}
+
+/* Replaces the row that was found by its changed version, in new_row. */
+static MsgqOutcome
+change_row(MsgqSegment *segment, const MsgqChange *change, bool wait)
+{
+	MsgqIndexUpdate indexes;
+	TM_FailureData failure;
+	LockTupleMode lock_mode;
+	TM_Result	result;
+
+	own_row(segment);
+	make_new_row(segment, change);
+	result = table_tuple_update(segment->table, &segment->row->tts_tid,
+								segment->new_row, GetCurrentCommandId(true),
+								InvalidSnapshot, InvalidSnapshot, wait,
+								&failure, &lock_mode, &indexes);
+	if (result != TM_Ok)
+		return outcome_of(result);
+	msgq_insert_index_entries_for_update(segment->result, segment->estate,
+										 segment->new_row, indexes);
+	ResetPerTupleExprContext(segment->estate);
+	return MSGQ_DONE;
+}
+
+static MsgqOutcome
+remove_row(MsgqSegment *segment, bool wait)
+{
+	TM_FailureData failure;
+
+	own_row(segment);
+	return outcome_of(table_tuple_delete(segment->table, &segment->row->tts_tid,
+										 GetCurrentCommandId(true),
+										 InvalidSnapshot, InvalidSnapshot,
+										 wait, &failure, false));
+}
+
+/* ---------------------------------------------------------------------------
+ * Walks
+ * ---------------------------------------------------------------------------
+ */
+
+/*
+ * Begins a walk over the keys from low to high, both included.  The caller
+ * ends it before it begins another one in the same segment.
+ */
+MsgqWalk   *
+msgq_walk_begin(MsgqSegment *segment, MsgqOrder order, int64 low, int64 high)
+{
+	MsgqWalk   *walk = palloc0(sizeof(MsgqWalk));
+	Relation	index = order == MSGQ_READY ? segment->by_id : segment->by_due_time;
+	RegProcedure at_least = order == MSGQ_READY ? F_INT8GE : F_TIMESTAMPTZ_GE;
+	RegProcedure at_most = order == MSGQ_READY ? F_INT8LE : F_TIMESTAMPTZ_LE;
+	ScanKeyData keys[2];
+
+	walk->segment = segment;
+	walk->order = order;
+	InitDirtySnapshot(walk->dirty);
+	ScanKeyInit(&keys[0], 1, BTGreaterEqualStrategyNumber, at_least,
+				Int64GetDatum(low));
+	ScanKeyInit(&keys[1], 1, BTLessEqualStrategyNumber, at_most,
+				Int64GetDatum(high));
+	walk->scan = msgq_index_beginscan(segment->table, index, &walk->dirty, 2);
+	index_rescan(walk->scan, keys, 2, NULL, 0);
+	return walk;
+}
+
+/* Is the row that the walk has met one of those that it looks for? */
+static bool
+is_in_order(MsgqWalk *walk)
+{
+	return order_of(walk->segment->row, &walk->key) == walk->order;
+}
+
+/*
+ * The next row, in segment->row, with its key and with whoever holds it.
+ * False at the end of the range.
+ */
+bool
+msgq_walk_next(MsgqWalk *walk)
+{
+	while (index_getnext_slot(walk->scan, ForwardScanDirection,
+							  walk->segment->row))
+	{
+		CHECK_FOR_INTERRUPTS();
+		walk->entries++;
+		if (!is_in_order(walk))
+			continue;
+		walk->open_xid = TransactionIdIsValid(walk->dirty.xmin) ?
+			walk->dirty.xmin : walk->dirty.xmax;
+		return true;
+	}
+	return false;
+}
+
+void
+msgq_walk_end(MsgqWalk *walk)
+{
+	index_endscan(walk->scan);
+	ExecClearTuple(walk->segment->row);
+	pfree(walk);
+}
+
+/*
+ * We met the row when it was free and did not get it: who has it?  A look at
+ * the row as it is now tells, unless it is only locked.
+ */
+static MsgqOutcome
+who_holds(MsgqWalk *walk)
+{
+	MsgqSegment *segment = walk->segment;
+
+	if (!table_tuple_satisfies_snapshot(segment->table, segment->row,
+										&walk->dirty))
+		return MSGQ_GONE;
+	walk->open_xid = walk->dirty.xmax;
+	return TransactionIdIsValid(walk->open_xid) ? MSGQ_OPEN : MSGQ_HELD;
+}
+
+/*
+ * Changes the row that the walk stands on, without waiting.  Done: the new
+ * version is in segment->new_row.  Open: walk->open_xid has it.
+ */
+MsgqOutcome
+msgq_walk_claim(MsgqWalk *walk, const MsgqChange *change)
+{
+	MsgqOutcome outcome = change_row(walk->segment, change, false);
+
+	return outcome == MSGQ_HELD ? who_holds(walk) : outcome;
+}
+
+/* Removes the row that the walk stands on, likewise. */
+MsgqOutcome
+msgq_walk_remove(MsgqWalk *walk)
+{
+	MsgqOutcome outcome = remove_row(walk->segment, false);
+
+	return outcome == MSGQ_HELD ? who_holds(walk) : outcome;
+}
+
+/* ---------------------------------------------------------------------------
+ * Single rows, by id
+ * ---------------------------------------------------------------------------
+ */
+
+static IndexScanDesc
+begin_look_up(MsgqSegment *segment, Snapshot snapshot, int64 id)
+{
+	ScanKeyData key;
+	IndexScanDesc scan;
+
+	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(id));
+	scan = msgq_index_beginscan(segment->table, segment->by_id, snapshot, 1);
+	index_rescan(scan, &key, 1, NULL, 0);
+	return scan;
+}
+
+/*
+ * Finds the message, in segment->row, if it is there and no other transaction
+ * is changing it.  False means nothing: ask msgq_segment_lock.
+ */
+bool
+msgq_segment_find(MsgqSegment *segment, int64 id)
+{
+	SnapshotData dirty;
+	IndexScanDesc scan;
+	bool		found = false;
+
+	InitDirtySnapshot(dirty);
+	scan = begin_look_up(segment, &dirty, id);
+	while (!found && index_getnext_slot(scan, ForwardScanDirection, segment->row))
+		found = !TransactionIdIsValid(dirty.xmin) &&
+			!TransactionIdIsValid(dirty.xmax);
+	index_endscan(scan);
+	return found;
+}
+
+/*
+ * Finds the message in segment->row and locks it, waiting for whoever changes
+ * it.  False if it is not in this segment, at the time of the caller's active
+ * snapshot, which must be a fresh one, or any more.
+ */
+bool
+msgq_segment_lock(MsgqSegment *segment, int64 id)
+{
+	Snapshot	snapshot = GetActiveSnapshot();
+	IndexScanDesc scan = begin_look_up(segment, snapshot, id);
+	bool		found = index_getnext_slot(scan, ForwardScanDirection,
+										   segment->row);
+	ItemPointerData tid = segment->row->tts_tid;
+	TM_FailureData failure;
+
+	index_endscan(scan);
+	if (!found)
+		return false;
+	return table_tuple_lock(segment->table, &tid, snapshot, segment->row,
+							GetCurrentCommandId(true), LockTupleExclusive,
+							LockWaitBlock,
+							TUPLE_LOCK_FLAG_LOCK_UPDATE_IN_PROGRESS |
+							TUPLE_LOCK_FLAG_FIND_LAST_VERSION,
+							&failure) == TM_Ok;
+}
+
+/*
+ * Changes the row that was found.  Does not wait, so that the times in the
+ * change are still true when it is made; whoever has locked the row
+ * beforehand says so, and will not have to.
+ */
+MsgqOutcome
+msgq_segment_change(MsgqSegment *segment, const MsgqChange *change,
+					bool is_locked)
+{
+	return change_row(segment, change, is_locked);
+}
+
+/* Removes it, likewise. */
+MsgqOutcome
+msgq_segment_remove(MsgqSegment *segment, bool is_locked)
+{
+	return remove_row(segment, is_locked);
+}

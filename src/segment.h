@@ -1,0 +1,101 @@
+/*
+ * segment.h
+ *		The tables of a queue, and all that is done to their rows.
+ *
+ * src/segment.h
+ */
+#ifndef MSGQ_SEGMENT_H
+#define MSGQ_SEGMENT_H
+
+#include "access/genam.h"
+#include "executor/tuptable.h"
+#include "nodes/execnodes.h"
+#include "utils/snapshot.h"
+
+#include "frontier.h"
+#include "queue.h"
+
+/* One segment table, locked and opened for reading and writing. */
+typedef struct MsgqSegment
+{
+	Relation	table;
+	EState	   *estate;
+	ResultRelInfo *result;		/* the table's indexes, all of them */
+	Relation	by_id;			/* two of those */
+	Relation	by_due_time;
+	TupleTableSlot *row;		/* what a walk or a look-up has found */
+	TupleTableSlot *new_row;	/* its next version */
+	MsgqFrontier *ready;
+	MsgqFrontier *due;
+} MsgqSegment;
+
+/* A queue with the segments that a call needs. */
+typedef struct MsgqStorage
+{
+	MsgqQueue  *queue;
+	int			nsegments;
+	MsgqSegment **segments;
+} MsgqStorage;
+
+/* A walk over a range of keys of one segment, in one of the two orders. */
+typedef struct MsgqWalk
+{
+	MsgqSegment *segment;
+	MsgqOrder	order;
+	IndexScanDesc scan;
+	SnapshotData dirty;
+	int64		key;			/* of the row that it stands on */
+	TransactionId open_xid;		/* whoever holds it; invalid if it is free */
+	int64		entries;		/* index entries met so far */
+} MsgqWalk;
+
+/* What became of a row that somebody wanted to change. */
+typedef enum MsgqOutcome
+{
+	MSGQ_DONE,
+	MSGQ_GONE,					/* changed or removed by somebody else */
+	MSGQ_OPEN,					/* held by an open transaction, whose xid is
+								 * known */
+	MSGQ_HELD					/* held, and nobody knows by whom */
+} MsgqOutcome;
+
+/* The columns that a claim or a settlement changes. */
+typedef struct MsgqChange
+{
+	TimestampTz visible_at;
+	bool		lease;			/* leased_at := the time below */
+	TimestampTz leased_at;
+	bool		unlease;		/* leased_at := NULL */
+	int32		more_deliveries;
+	int32		more_failures;
+	bool		set_headers;
+	Datum		headers;		/* if set_headers */
+} MsgqChange;
+
+extern MsgqStorage *msgq_storage_open(const char *command, const char *name,
+									  AclMode right, bool active_only);
+extern void msgq_storage_close(MsgqStorage *storage);
+
+extern void msgq_append_begin(const MsgqQueue *queue);
+extern void msgq_append_end(const MsgqQueue *queue);
+extern void msgq_append_horizon(const MsgqQueue *queue, int64 *horizon);
+
+extern void msgq_segment_insert(MsgqSegment *segment, TupleTableSlot **rows,
+								int n);
+
+extern MsgqWalk *msgq_walk_begin(MsgqSegment *segment, MsgqOrder order,
+								 int64 low, int64 high);
+extern bool msgq_walk_next(MsgqWalk *walk);
+extern void msgq_walk_end(MsgqWalk *walk);
+extern MsgqOutcome msgq_walk_claim(MsgqWalk *walk, const MsgqChange *change);
+extern MsgqOutcome msgq_walk_remove(MsgqWalk *walk);
+
+extern bool msgq_segment_find(MsgqSegment *segment, int64 id);
+extern bool msgq_segment_lock(MsgqSegment *segment, int64 id);
+extern MsgqOutcome msgq_segment_change(MsgqSegment *segment,
+									   const MsgqChange *change,
+									   bool is_locked);
+extern MsgqOutcome msgq_segment_remove(MsgqSegment *segment, bool is_locked);
+extern void msgq_segment_own_all(MsgqSegment *segment);
+
+#endif							/* MSGQ_SEGMENT_H */

@@ -1,0 +1,571 @@
+/*
+ * send.c
+ *		Stores messages, as part of the caller's transaction.
+ *
+ * COMMIT of the caller is the confirmation, and whatever undoes the insert,
+ * also the rollback of a savepoint, undoes the message.  Nothing else happens
+ * here: no notification, no shared state.
+ *
+ * All functions of this file fill an Outgoing and hand it to store(), which
+ * takes the ids under the append lock (segment.c tells what it is for) and
+ * inserts in chunks.  All arguments are checked before the first id is taken.
+ *
+ * src/send.c
+ */
+#include "msgq.h"
+
+#include "access/detoast.h"
+#include "catalog/pg_type.h"
+#include "commands/sequence.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/jsonb.h"
+#include "utils/timestamp.h"
+
+#include "argument.h"
+#include "message.h"
+#include "segment.h"
+
+/* Header names that begin so are the server's. */
+#define RESERVED_PREFIX		"msgq-"
+
+/* Rows, and bytes of bodies, that are inserted at once. */
+#define CHUNK_ROWS			500
+#define CHUNK_BYTES			(1024 * 1024)
+
+/* Messages to be stored, with one element of each array for each message. */
+typedef struct Outgoing
+{
+	int			n;
+	AttrNumber	content_column; /* Anum_segment_body or Anum_segment_data */
+	Datum	   *contents;
+	Datum	   *headers;
+	bool	   *no_headers;		/* headers[i] is NULL */
+	TimestampTz now;
+	TimestampTz *visible_at;	/* 0: ready at once */
+} Outgoing;
+
+static void
+allocate(Outgoing *out, int n, AttrNumber content_column)
+{
+	out->n = n;
+	out->content_column = content_column;
+	out->contents = palloc(sizeof(Datum) * n);
+	out->headers = palloc0(sizeof(Datum) * n);
+	out->no_headers = palloc(sizeof(bool) * n);
+	out->visible_at = palloc0(sizeof(TimestampTz) * n);
+	memset(out->no_headers, true, sizeof(bool) * n);
+	out->now = GetCurrentTimestamp();
+}
+
+/* ---------------------------------------------------------------------------
+ * Storing
+ * ---------------------------------------------------------------------------
+ */
+
+/* Size of a message as it counts against the queue's limit. */
+static Size
+message_bytes(const Outgoing *out, int i)
+{
+	Size		size = toast_raw_datum_size(out->contents[i]) - VARHDRSZ;
+
+	if (!out->no_headers[i])
+		size += toast_raw_datum_size(out->headers[i]) - VARHDRSZ;
+	return size;
+}
+
+static void
+check_sizes(const Outgoing *out, const MsgqQueue *queue)
+{
+	for (int i = 0; i < out->n; i++)
+	{
+		if (message_bytes(out, i) > (Size) queue->max_message_bytes)
+			ereport(ERROR,
+					(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+					 errmsg("message is too large for queue \"%s\"",
+							NameStr(queue->name)),
+					 errdetail("Message %d has %zu bytes with its headers; the limit is %d.",
+							   i + 1, message_bytes(out, i),
+							   queue->max_message_bytes),
+					 errhint("Raise the queue's max_message_bytes, or send a reference to the content.")));
+	}
+}
+
+/* Sets all columns of a new message. */
+static void
+fill_row(TupleTableSlot *row, const Outgoing *out, int i, int64 id)
+{
+	Datum	   *values = row->tts_values;
+	bool	   *nulls = row->tts_isnull;
+
+	ExecClearTuple(row);
+	memset(nulls, true, sizeof(bool) * Natts_segment);
+#define SET(column, value) \
+	(values[(column) - 1] = (value), nulls[(column) - 1] = false)
+	SET(Anum_segment_id, Int64GetDatum(id));
+	SET(Anum_segment_deliveries, Int32GetDatum(0));
+	SET(Anum_segment_failures, Int32GetDatum(0));
+	SET(Anum_segment_priority, Int16GetDatum(0));
+	SET(Anum_segment_enqueued_at, TimestampTzGetDatum(out->now));
+	SET(out->content_column, out->contents[i]);
+	if (out->visible_at[i] != 0)
+		SET(Anum_segment_visible_at, TimestampTzGetDatum(out->visible_at[i]));
+	if (!out->no_headers[i])
+		SET(Anum_segment_headers, out->headers[i]);
+#undef SET
+	ExecStoreVirtualTuple(row);
+}
+
+/* Inserts from message number first on; returns how many that were. */
+static int
+store_chunk(MsgqSegment *segment, const MsgqQueue *queue, const Outgoing *out,
+			int first, TupleTableSlot **rows, int64 *ids)
+{
+	Size		bytes = 0;
+	int			n = 0;
+
+	while (n < CHUNK_ROWS && first + n < out->n && bytes < CHUNK_BYTES)
+	{
+		int			i = first + n;
+
+		ids[i] = nextval_internal(queue->sequence, false);
+		fill_row(rows[n++], out, i, ids[i]);
+		bytes += message_bytes(out, i);
+	}
+	msgq_segment_insert(segment, rows, n);
+	return n;
+}
+
+/* Stores all messages or none; fills ids. */
+static void
+store(const char *command, const char *name, const Outgoing *out, int64 *ids)
+{
+	MsgqStorage *storage = msgq_storage_open(command, name, MSGQ_RIGHT_SEND,
+											 true);
+	MsgqSegment *segment = storage->segments[0];
+	int			nrows = Min(out->n, CHUNK_ROWS);
+	TupleTableSlot **rows = palloc(sizeof(TupleTableSlot *) * nrows);
+
+	check_sizes(out, storage->queue);
+	rows[0] = segment->new_row;
+	for (int i = 1; i < nrows; i++)
+		rows[i] = table_slot_create(segment->table, NULL);
+
+	msgq_append_begin(storage->queue);
+	for (int done = 0; done < out->n;)
+	{
+		CHECK_FOR_INTERRUPTS();
+		done += store_chunk(segment, storage->queue, out, done, rows, ids);
+	}
+	msgq_append_end(storage->queue);
+
+	for (int i = 1; i < nrows; i++)
+		ExecDropSingleTupleTableSlot(rows[i]);
+	msgq_storage_close(storage);
+}
+
+/* ---------------------------------------------------------------------------
+ * Headers and times
+ * ---------------------------------------------------------------------------
+ */
+
+/* Headers are a JSON object without names that are the server's (22023). */
+static void
+check_headers(Jsonb *headers)
+{
+	JsonbIterator *iterator;
+	JsonbIteratorToken token;
+	JsonbValue	value;
+	int			reserved = strlen(RESERVED_PREFIX);
+
+	if (!JB_ROOT_IS_OBJECT(headers))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("headers must be a JSON object")));
+	iterator = JsonbIteratorInit(&headers->root);
+	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
+	{
+		if (token == WJB_KEY && value.val.string.len >= reserved &&
+			memcmp(value.val.string.val, RESERVED_PREFIX, reserved) == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("header \"%.*s\" is reserved",
+							value.val.string.len, value.val.string.val),
+					 errdetail("Names that begin with \"%s\" are set by the server.",
+							   RESERVED_PREFIX)));
+	}
+}
+
+static void
+set_headers(Outgoing *out, int i, Datum headers)
+{
+	check_headers(DatumGetJsonbP(headers));
+	out->headers[i] = headers;
+	out->no_headers[i] = false;
+}
+
+/*
+ * When does the message become visible: 0 for at once?  Each of the two times
+ * is NULL if it is not given.
+ */
+static TimestampTz
+visible_time(TimestampTz now, const Interval *delay,
+			 const TimestampTz *deliver_at)
+{
+	TimestampTz visible_at = now;
+
+	if (delay && deliver_at)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("arguments \"delay\" and \"deliver_at\" must not be given together")));
+	if (delay)
+	{
+		msgq_check_interval(delay, "delay");
+		visible_at = msgq_time_after(now, delay);
+	}
+	if (deliver_at)
+	{
+		if (TIMESTAMP_NOT_FINITE(*deliver_at))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("argument \"%s\" must be finite", "deliver_at")));
+		visible_at = *deliver_at;
+	}
+	return visible_at > now ? visible_at : 0;
+}
+
+/* The same for all messages, from arguments number n and n + 1. */
+static void
+set_times(Outgoing *out, FunctionCallInfo fcinfo, int n)
+{
+	TimestampTz deliver_at = PG_ARGISNULL(n + 1) ? 0 : PG_GETARG_TIMESTAMPTZ(n + 1);
+	TimestampTz visible_at =
+	visible_time(out->now,
+				 PG_ARGISNULL(n) ? NULL : PG_GETARG_INTERVAL_P(n),
+				 PG_ARGISNULL(n + 1) ? NULL : &deliver_at);
+
+	for (int i = 0; i < out->n; i++)
+		out->visible_at[i] = visible_at;
+}
+
+/* ---------------------------------------------------------------------------
+ * One message: arguments queue, content, headers, delay, deliver_at,
+ * priority, group_key, ttl, idempotency_key
+ * ---------------------------------------------------------------------------
+ */
+
+static void
+refuse_priority(int32 priority)
+{
+	if (priority != 0)
+		msgq_refuse_unsupported("a priority other than 0");
+}
+
+static Datum
+send_one(FunctionCallInfo fcinfo, const char *command, AttrNumber column,
+		 const char *content)
+{
+	char	   *queue = msgq_arg_name(fcinfo, 0, "queue");
+	Outgoing	out;
+	int64		id;
+
+	allocate(&out, 1, column);
+	out.contents[0] = msgq_arg(fcinfo, 1, content);
+	if (!PG_ARGISNULL(2))
+		set_headers(&out, 0, PG_GETARG_DATUM(2));
+	set_times(&out, fcinfo, 3);
+	refuse_priority(DatumGetInt32(msgq_arg(fcinfo, 5, "priority")));
+	if (!PG_ARGISNULL(6))
+		msgq_refuse_unsupported("a group key");
+	if (!PG_ARGISNULL(7))
+		msgq_refuse_unsupported("a time to live");
+	if (!PG_ARGISNULL(8))
+		msgq_refuse_unsupported("an idempotency key");
+	store(command, queue, &out, &id);
+	PG_RETURN_INT64(id);
+}
+
+PG_FUNCTION_INFO_V1(msgq_send);
+Datum
+msgq_send(PG_FUNCTION_ARGS)
+{
+	return send_one(fcinfo, "msgq.send()", Anum_segment_body, "body");
+}
+
+PG_FUNCTION_INFO_V1(msgq_send_bytes);
+Datum
+msgq_send_bytes(PG_FUNCTION_ARGS)
+{
+	return send_one(fcinfo, "msgq.send_bytes()", Anum_segment_data, "data");
+}
+
+/* ---------------------------------------------------------------------------
+ * Several messages: arguments as above, with arrays of contents, headers,
+ * group keys and idempotency keys
+ * ---------------------------------------------------------------------------
+ */
+
+/* An array that goes with the contents has as many elements. */
+static Datum *
+companion_elements(FunctionCallInfo fcinfo, int n, const char *argument,
+				   const Outgoing *out, bool **nulls)
+{
+	int			count;
+	Datum	   *elements = msgq_array_elements(PG_GETARG_ARRAYTYPE_P(n),
+											   argument, nulls, &count);
+
+	if (count != out->n)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must have as many elements as there are messages",
+						argument),
+				 errdetail("It has %d, and there are %d messages.",
+						   count, out->n)));
+	return elements;
+}
+
+/* Keys that this version does not know: all have to be NULL. */
+static void
+refuse_keys(FunctionCallInfo fcinfo, int n, const char *argument,
+			const Outgoing *out, const char *what)
+{
+	bool	   *nulls;
+
+	if (PG_ARGISNULL(n))
+		return;
+	(void) companion_elements(fcinfo, n, argument, out, &nulls);
+	for (int i = 0; i < out->n; i++)
+	{
+		if (!nulls[i])
+			msgq_refuse_unsupported(what);
+	}
+}
+
+static void
+set_headers_of_all(Outgoing *out, FunctionCallInfo fcinfo, int n)
+{
+	Datum	   *headers;
+	bool	   *nulls;
+
+	if (PG_ARGISNULL(n))
+		return;
+	headers = companion_elements(fcinfo, n, "headers", out, &nulls);
+	for (int i = 0; i < out->n; i++)
+	{
+		if (!nulls[i])
+			set_headers(out, i, headers[i]);
+	}
+}
+
+static ArrayType *
+id_array(const int64 *ids, int n)
+{
+	Datum	   *elements = palloc(sizeof(Datum) * n);
+
+	for (int i = 0; i < n; i++)
+		elements[i] = Int64GetDatum(ids[i]);
+	return construct_array(elements, n, INT8OID, sizeof(int64),
+						   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE);
+}
+
+static Datum
+send_several(FunctionCallInfo fcinfo, const char *command, AttrNumber column,
+			 const char *content)
+{
+	char	   *queue = msgq_arg_name(fcinfo, 0, "queue");
+	ArrayType  *array = DatumGetArrayTypeP(msgq_arg(fcinfo, 1, content));
+	Outgoing	out;
+	Datum	   *contents;
+	int64	   *ids;
+	int			n;
+
+	contents = msgq_array_elements(array, content, NULL, &n);
+	allocate(&out, n, column);
+	out.contents = contents;
+	set_headers_of_all(&out, fcinfo, 2);
+	set_times(&out, fcinfo, 3);
+	refuse_priority(DatumGetInt32(msgq_arg(fcinfo, 5, "priority")));
+	refuse_keys(fcinfo, 6, "group_keys", &out, "a group key");
+	if (!PG_ARGISNULL(7))
+		msgq_refuse_unsupported("a time to live");
+	refuse_keys(fcinfo, 8, "idempotency_keys", &out, "an idempotency key");
+
+	ids = palloc(sizeof(int64) * n);
+	if (n == 0)
+		(void) msgq_queue_get(queue, MSGQ_RIGHT_SEND);
+	else
+		store(command, queue, &out, ids);
+	PG_RETURN_ARRAYTYPE_P(id_array(ids, n));
+}
+
+PG_FUNCTION_INFO_V1(msgq_send_batch);
+Datum
+msgq_send_batch(PG_FUNCTION_ARGS)
+{
+	return send_several(fcinfo, "msgq.send_batch()", Anum_segment_body,
+						"bodies");
+}
+
+PG_FUNCTION_INFO_V1(msgq_send_bytes_batch);
+Datum
+msgq_send_bytes_batch(PG_FUNCTION_ARGS)
+{
+	return send_several(fcinfo, "msgq.send_bytes_batch()", Anum_segment_data,
+						"datas");
+}
+
+/* ---------------------------------------------------------------------------
+ * Several messages as a JSON array of objects
+ * ---------------------------------------------------------------------------
+ */
+
+static void
+bad_message(int i, const char *problem)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("element %d of argument \"messages\" %s", i + 1, problem)));
+}
+
+/* A key whose value is text, like a time: palloc'd. */
+static char *
+text_value(int i, const char *key, const JsonbValue *value)
+{
+	if (value->type != jbvString)
+		bad_message(i, psprintf("must have a string as \"%s\"", key));
+	return pnstrdup(value->val.string.val, value->val.string.len);
+}
+
+/* Raises an error for a key that send knows and this version does not. */
+static void
+refuse_key(int i, const char *key, const JsonbValue *value)
+{
+	if (strcmp(key, "priority") == 0)
+	{
+		if (value->type != jbvNumeric)
+			bad_message(i, "must have a number as \"priority\"");
+		refuse_priority(DatumGetInt32(DirectFunctionCall1(numeric_int4,
+														  NumericGetDatum(value->val.numeric))));
+	}
+	else if (strcmp(key, "group_key") == 0)
+		msgq_refuse_unsupported("a group key");
+	else if (strcmp(key, "ttl") == 0)
+		msgq_refuse_unsupported("a time to live");
+	else if (strcmp(key, "idempotency_key") == 0)
+		msgq_refuse_unsupported("an idempotency key");
+	else
+		bad_message(i, psprintf("has an unknown key, \"%s\"", key));
+}
+
+/* One object: message number i. */
+static void
+set_message(Outgoing *out, int i, JsonbContainer *object)
+{
+	JsonbIterator *iterator = JsonbIteratorInit(object);
+	JsonbIteratorToken token;
+	JsonbValue	value;
+	char	   *key = NULL;
+	bool		has_body = false;
+	Interval   *delay = NULL;
+	TimestampTz deliver_at;
+	bool		has_deliver_at = false;
+
+	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
+	{
+		if (token == WJB_KEY)
+			key = pnstrdup(value.val.string.val, value.val.string.len);
+		if (token != WJB_VALUE)
+			continue;
+		if (strcmp(key, "body") == 0)
+		{
+			out->contents[i] = JsonbPGetDatum(JsonbValueToJsonb(&value));
+			has_body = true;
+		}
+		else if (value.type == jbvNull && strcmp(key, "priority") != 0)
+		{
+			/* As if it were not there, but it has to be a name we know. */
+			if (strcmp(key, "headers") != 0 && strcmp(key, "delay") != 0 &&
+				strcmp(key, "deliver_at") != 0 && strcmp(key, "group_key") != 0 &&
+				strcmp(key, "ttl") != 0 && strcmp(key, "idempotency_key") != 0)
+				refuse_key(i, key, &value);
+		}
+		else if (strcmp(key, "headers") == 0)
+			set_headers(out, i, JsonbPGetDatum(JsonbValueToJsonb(&value)));
+		else if (strcmp(key, "delay") == 0)
+			delay = DatumGetIntervalP(DirectFunctionCall3(interval_in,
+														  CStringGetDatum(text_value(i, key, &value)),
+														  ObjectIdGetDatum(InvalidOid),
+														  Int32GetDatum(-1)));
+		else if (strcmp(key, "deliver_at") == 0)
+		{
+			deliver_at = DatumGetTimestampTz(DirectFunctionCall3(timestamptz_in,
+																 CStringGetDatum(text_value(i, key, &value)),
+																 ObjectIdGetDatum(InvalidOid),
+																 Int32GetDatum(-1)));
+			has_deliver_at = true;
+		}
+		else
+			refuse_key(i, key, &value);
+	}
+	if (!has_body)
+		bad_message(i, "has no \"body\"");
+	out->visible_at[i] = visible_time(out->now, delay,
+									  has_deliver_at ? &deliver_at : NULL);
+}
+
+static void
+set_messages(Outgoing *out, Jsonb *messages)
+{
+	int			n;
+
+	if (!JB_ROOT_IS_ARRAY(messages) || JB_ROOT_IS_SCALAR(messages))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must be a JSON array", "messages")));
+	n = JB_ROOT_COUNT(messages);
+	if (n > MSGQ_MAX_BATCH)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("argument \"%s\" must not have more than %d elements",
+						"messages", MSGQ_MAX_BATCH)));
+	allocate(out, n, Anum_segment_body);
+	for (int i = 0; i < n; i++)
+	{
+		JsonbValue *element = getIthJsonbValueFromContainer(&messages->root, i);
+
+		if (element->type != jbvBinary ||
+			!JsonContainerIsObject(element->val.binary.data))
+			bad_message(i, "must be a JSON object");
+		set_message(out, i, element->val.binary.data);
+	}
+}
+
+PG_FUNCTION_INFO_V1(msgq_send_messages);
+Datum
+msgq_send_messages(PG_FUNCTION_ARGS)
+{
+	char	   *queue = msgq_arg_name(fcinfo, 0, "queue");
+	Jsonb	   *messages = DatumGetJsonbP(msgq_arg(fcinfo, 1, "messages"));
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	Outgoing	out;
+	int64	   *ids;
+
+	set_messages(&out, messages);
+	ids = palloc(sizeof(int64) * out.n);
+	if (out.n == 0)
+		(void) msgq_queue_get(queue, MSGQ_RIGHT_SEND);
+	else
+		store("msgq.send_messages()", queue, &out, ids);
+
+	InitMaterializedSRF(fcinfo, 0);
+	for (int i = 0; i < out.n; i++)
+	{
+		Datum		values[] = {Int32GetDatum(i + 1), Int64GetDatum(ids[i]),
+		BoolGetDatum(false)};
+		bool		nulls[] = {false, false, false};
+
+		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+	}
+	return (Datum) 0;
+}

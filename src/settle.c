@@ -1,0 +1,522 @@
+/*
+ * settle.c
+ *		Ends or prolongs a delivery: ack, nack, extend, release; and, by the
+ *		id of a message, cancel and expire_lease.
+ *
+ * A receipt is good for the one delivery that it was given for (message.h).
+ * It has no effect once the message was settled, or given to somebody else,
+ * or taken back.  That the lease has run out does not matter as long as
+ * nobody else has got the message.
+ *
+ * Each settlement looks the message up, checks the receipt against the row,
+ * and changes or removes the row.  Two cases:
+ *
+ *	- Nobody else has the row.  What was found is what there is: if the
+ *	  receipt does not fit, it is stale.
+ *
+ *	- Another open transaction has it: it extends the lease, settles the same
+ *	  receipt, or gives the message to somebody else.  Then we wait for it,
+ *	  and check the receipt against whatever the row has become.  If it aborts,
+ *	  that is the row that it was.  If the row is gone, all segments are looked
+ *	  through once more, since it may have been moved to another one.
+ *
+ * The time of a change is read after the waiting, just before it is made.  A
+ * due time must not be in the past when its index entry appears (frontier.c).
+ *
+ * A batch goes through its receipts in the order of ids, so that two batches
+ * with the same messages do not deadlock.
+ *
+ * src/settle.c
+ */
+#include "msgq.h"
+
+#include <math.h>
+
+#include "catalog/pg_type.h"
+#include "common/pg_prng.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/jsonb.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "argument.h"
+#include "message.h"
+#include "segment.h"
+
+/* The header that nack's error is kept in, and how much of it is. */
+#define ERROR_HEADER		"msgq-error"
+#define MAX_ERROR_BYTES		1024
+
+typedef enum Action
+{
+	ACK,
+	NACK,
+	EXTEND,
+	RELEASE,
+	CANCEL,
+	EXPIRE_LEASE
+} Action;
+
+/* What is to be done, and to which message. */
+typedef struct Settlement
+{
+	Action		action;
+	const char *command;		/* the caller's name, for messages */
+	MsgqReceipt receipt;		/* only its id, for the last two actions */
+	Interval   *time;			/* nack: delay or NULL; extend: timeout */
+	char	   *error;			/* nack: text or NULL */
+	bool		strict;
+} Settlement;
+
+/* ---------------------------------------------------------------------------
+ * What each action makes of a row
+ * ---------------------------------------------------------------------------
+ */
+
+/*
+ * Time until the next delivery after this many failures: exponential backoff
+ * with full jitter, uniform between 0 and the backoff.  Source: M. Brooker,
+ * "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+ */
+static int64
+backoff(const MsgqQueue *queue, TimestampTz now, int32 failures)
+{
+	double		first = msgq_time_after(now, &queue->retry_delay) - now;
+	double		most = msgq_time_after(now, &queue->max_retry_delay) - now;
+	double		delay = first * pow(queue->retry_multiplier, failures - 1);
+
+	/* Also where the power has left the range: not a number, or infinite. */
+	if (!(delay <= most))
+		delay = most;
+	return (int64) (delay * pg_prng_double(&pg_global_prng_state));
+}
+
+/* The row's headers with the error in them, cut at a character's end. */
+static Datum
+headers_with_error(TupleTableSlot *row, char *error)
+{
+	JsonbParseState *state = NULL;
+	JsonbValue	key;
+	JsonbValue	value;
+	Datum		addition;
+
+	key.type = jbvString;
+	key.val.string.val = ERROR_HEADER;
+	key.val.string.len = strlen(ERROR_HEADER);
+	value.type = jbvString;
+	value.val.string.val = error;
+	value.val.string.len = pg_mbcliplen(error, strlen(error), MAX_ERROR_BYTES);
+	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	pushJsonbValue(&state, WJB_KEY, &key);
+	pushJsonbValue(&state, WJB_VALUE, &value);
+	addition = JsonbPGetDatum(JsonbValueToJsonb(pushJsonbValue(&state,
+															   WJB_END_OBJECT,
+															   NULL)));
+	if (msgq_row_is_null(row, Anum_segment_headers))
+		return addition;
+	return DirectFunctionCall2(jsonb_concat,
+							   msgq_row_value(row, Anum_segment_headers),
+							   addition);
+}
+
+/* May the action be done to this row: does the receipt fit? */
+static bool
+is_applicable(const Settlement *settlement, TupleTableSlot *row,
+			  TimestampTz now)
+{
+	switch (settlement->action)
+	{
+		case CANCEL:
+			return !msgq_row_is_in_flight(row, now);
+		case EXPIRE_LEASE:
+			return msgq_row_is_in_flight(row, now);
+		default:
+			return msgq_receipt_fits(&settlement->receipt, row);
+	}
+}
+
+/* The change that the action makes; not for those that remove the row. */
+static MsgqChange
+change_of(const Settlement *settlement, const MsgqQueue *queue,
+		  TupleTableSlot *row, TimestampTz now)
+{
+	MsgqChange	change = {.visible_at = now};
+	int32		failures;
+
+	switch (settlement->action)
+	{
+		case NACK:
+			failures = DatumGetInt32(msgq_row_value(row, Anum_segment_failures));
+			change.unlease = true;
+			change.more_failures = 1;
+			change.visible_at = settlement->time
+				? msgq_time_after(now, settlement->time)
+				: now + backoff(queue, now, failures + 1);
+			if (settlement->error)
+			{
+				change.set_headers = true;
+				change.headers = headers_with_error(row, settlement->error);
+			}
+			break;
+		case EXTEND:
+			change.visible_at = msgq_time_after(now, settlement->time);
+			break;
+		case EXPIRE_LEASE:
+			change.unlease = true;
+			change.more_failures = 1;
+			break;
+		case RELEASE:
+			change.unlease = true;
+			break;
+		case ACK:
+		case CANCEL:
+			Assert(false);
+			break;
+	}
+	return change;
+}
+
+/*
+ * Does it to the row in segment->row.  MSGQ_DONE, or *stale is set, or
+ * somebody else has the row.
+ */
+static MsgqOutcome
+apply(const Settlement *settlement, const MsgqQueue *queue,
+	  MsgqSegment *segment, bool is_locked, bool *stale)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	MsgqChange	change;
+
+	*stale = !is_applicable(settlement, segment->row, now);
+	if (*stale)
+		return MSGQ_GONE;
+	if (settlement->action == ACK || settlement->action == CANCEL)
+		return msgq_segment_remove(segment, is_locked);
+	change = change_of(settlement, queue, segment->row, now);
+	return msgq_segment_change(segment, &change, is_locked);
+}
+
+/* ---------------------------------------------------------------------------
+ * One message
+ * ---------------------------------------------------------------------------
+ */
+
+/* Raises the error of a strict call, if it is one. */
+static bool
+report_stale(const Settlement *settlement, const MsgqQueue *queue,
+			 bool is_there)
+{
+	if (settlement->strict)
+		ereport(ERROR,
+				(errcode(ERRCODE_MSGQ_STALE_RECEIPT),
+				 errmsg("receipt is stale"),
+				 is_there ?
+				 errdetail("Message " INT64_FORMAT " of queue \"%s\" has been given back or delivered again since.",
+						   settlement->receipt.id, NameStr(queue->name)) :
+				 errdetail("Queue \"%s\" has no message " INT64_FORMAT " any more.",
+						   NameStr(queue->name), settlement->receipt.id),
+				 errhint("Whoever holds the message now will settle it; undo what was done for this delivery.")));
+	return false;
+}
+
+/* The row is somebody else's, or was: wait, and look at what there is then. */
+static bool
+settle_contended(const Settlement *settlement, MsgqStorage *storage)
+{
+	bool		stale = false;
+
+	for (int attempt = 0; attempt < 2; attempt++)
+	{
+		PushActiveSnapshot(GetLatestSnapshot());
+		for (int i = 0; i < storage->nsegments; i++)
+		{
+			MsgqSegment *segment = storage->segments[i];
+			MsgqOutcome outcome;
+
+			if (!msgq_segment_lock(segment, settlement->receipt.id))
+				continue;
+			outcome = apply(settlement, storage->queue, segment, true, &stale);
+			PopActiveSnapshot();
+			return outcome == MSGQ_DONE ||
+				report_stale(settlement, storage->queue, true);
+		}
+		PopActiveSnapshot();
+	}
+	return report_stale(settlement, storage->queue, false);
+}
+
+/* True if it was done, false if the receipt is stale (or the error of that). */
+static bool
+settle(const Settlement *settlement, MsgqStorage *storage)
+{
+	for (int i = 0; i < storage->nsegments; i++)
+	{
+		MsgqSegment *segment = storage->segments[i];
+		bool		stale;
+
+		CHECK_FOR_INTERRUPTS();
+		if (!msgq_segment_find(segment, settlement->receipt.id))
+			continue;
+		if (apply(settlement, storage->queue, segment, false,
+				  &stale) == MSGQ_DONE)
+			return true;
+		if (stale)
+			return report_stale(settlement, storage->queue, true);
+	}
+	return settle_contended(settlement, storage);
+}
+
+/* Arguments queue and receipt; the caller has filled in the rest. */
+static Datum
+settle_one(FunctionCallInfo fcinfo, Settlement *settlement)
+{
+	char	   *queue = msgq_arg_name(fcinfo, 0, "queue");
+	pg_uuid_t  *receipt = DatumGetUUIDP(msgq_arg(fcinfo, 1, "receipt"));
+	MsgqStorage *storage;
+	bool		done;
+
+	settlement->receipt = msgq_receipt_decode(receipt);
+	storage = msgq_storage_open(settlement->command, queue,
+								MSGQ_RIGHT_RECEIVE, false);
+	done = settle(settlement, storage);
+	msgq_storage_close(storage);
+	PG_RETURN_BOOL(done);
+}
+
+/* Arguments queue and id. */
+static Datum
+settle_by_id(FunctionCallInfo fcinfo, Settlement *settlement)
+{
+	char	   *queue = msgq_arg_name(fcinfo, 0, "queue");
+	MsgqStorage *storage;
+	bool		done;
+
+	settlement->receipt.id = DatumGetInt64(msgq_arg(fcinfo, 1, "id"));
+	storage = msgq_storage_open(settlement->command, queue,
+								MSGQ_RIGHT_MANAGE, false);
+	done = settle(settlement, storage);
+	msgq_storage_close(storage);
+	PG_RETURN_BOOL(done);
+}
+
+/* ---------------------------------------------------------------------------
+ * Batches
+ * ---------------------------------------------------------------------------
+ */
+
+typedef struct BatchItem
+{
+	pg_uuid_t  *receipt;
+	int			position;		/* in the input */
+} BatchItem;
+
+/* By receipt, which is by id, then by place in the input. */
+static int
+compare_items(const void *left, const void *right)
+{
+	const BatchItem *a = left;
+	const BatchItem *b = right;
+	int			order = memcmp(a->receipt, b->receipt, UUID_LEN);
+
+	return order != 0 ? order : a->position - b->position;
+}
+
+/* Settles each receipt once; marks the stale ones by their places. */
+static void
+settle_items(Settlement *settlement, MsgqStorage *storage, BatchItem *items,
+			 int n, bool *stale)
+{
+	qsort(items, n, sizeof(BatchItem), compare_items);
+	for (int i = 0; i < n; i++)
+	{
+		if (i > 0 &&
+			memcmp(items[i].receipt, items[i - 1].receipt, UUID_LEN) == 0)
+			continue;
+		settlement->receipt = msgq_receipt_decode(items[i].receipt);
+		stale[items[i].position] = !settle(settlement, storage);
+	}
+}
+
+/* Arguments queue and receipts: returns the stale ones. */
+static Datum
+settle_batch(FunctionCallInfo fcinfo, Settlement *settlement)
+{
+	char	   *queue = msgq_arg_name(fcinfo, 0, "queue");
+	Datum	   *receipts = NULL;
+	BatchItem  *items;
+	bool	   *stale;
+	int			n = 0;
+	int			n_stale = 0;
+
+	if (!PG_ARGISNULL(1))
+		receipts = msgq_array_elements(PG_GETARG_ARRAYTYPE_P(1), "receipts",
+									   NULL, &n);
+	items = palloc(sizeof(BatchItem) * n);
+	stale = palloc0(sizeof(bool) * n);
+	for (int i = 0; i < n; i++)
+	{
+		items[i].receipt = DatumGetUUIDP(receipts[i]);
+		items[i].position = i;
+	}
+
+	if (n == 0)
+		(void) msgq_queue_get(queue, MSGQ_RIGHT_RECEIVE);
+	else
+	{
+		MsgqStorage *storage = msgq_storage_open(settlement->command, queue,
+												 MSGQ_RIGHT_RECEIVE, false);
+
+		settle_items(settlement, storage, items, n, stale);
+		msgq_storage_close(storage);
+	}
+
+	for (int i = 0; i < n; i++)
+	{
+		if (stale[i])
+			receipts[n_stale++] = receipts[i];
+	}
+	PG_RETURN_ARRAYTYPE_P(construct_array(receipts, n_stale, UUIDOID,
+										  UUID_LEN, false, TYPALIGN_CHAR));
+}
+
+/* ---------------------------------------------------------------------------
+ * SQL functions
+ * ---------------------------------------------------------------------------
+ */
+
+/* nack's arguments from number 2 on: delay, error, strict. */
+static Settlement
+nack_arguments(FunctionCallInfo fcinfo, const char *command)
+{
+	Settlement	settlement = {.action = NACK,.command = command};
+
+	if (!PG_ARGISNULL(2))
+	{
+		settlement.time = PG_GETARG_INTERVAL_P(2);
+		msgq_check_interval(settlement.time, "delay");
+	}
+	if (!PG_ARGISNULL(3))
+		settlement.error = msgq_arg_text(fcinfo, 3, "error");
+	settlement.strict = msgq_arg_bool(fcinfo, 4, "strict");
+	return settlement;
+}
+
+/* extend's: visibility_timeout, strict. */
+static Settlement
+extend_arguments(FunctionCallInfo fcinfo, const char *command)
+{
+	Settlement	settlement = {.action = EXTEND,.command = command};
+
+	settlement.time = DatumGetIntervalP(msgq_arg(fcinfo, 2,
+												 "visibility_timeout"));
+	msgq_check_interval(settlement.time, "visibility_timeout");
+	settlement.strict = msgq_arg_bool(fcinfo, 3, "strict");
+	return settlement;
+}
+
+/* The others': strict. */
+static Settlement
+plain_arguments(FunctionCallInfo fcinfo, Action action, const char *command)
+{
+	Settlement	settlement = {.action = action,.command = command};
+
+	settlement.strict = msgq_arg_bool(fcinfo, 2, "strict");
+	return settlement;
+}
+
+PG_FUNCTION_INFO_V1(msgq_ack);
+Datum
+msgq_ack(PG_FUNCTION_ARGS)
+{
+	Settlement	settlement = plain_arguments(fcinfo, ACK, "msgq.ack()");
+
+	return settle_one(fcinfo, &settlement);
+}
+
+PG_FUNCTION_INFO_V1(msgq_ack_batch);
+Datum
+msgq_ack_batch(PG_FUNCTION_ARGS)
+{
+	Settlement	settlement = plain_arguments(fcinfo, ACK, "msgq.ack_batch()");
+
+	return settle_batch(fcinfo, &settlement);
+}
+
+PG_FUNCTION_INFO_V1(msgq_nack);
+Datum
+msgq_nack(PG_FUNCTION_ARGS)
+{
+	Settlement	settlement = nack_arguments(fcinfo, "msgq.nack()");
+
+	return settle_one(fcinfo, &settlement);
+}
+
+PG_FUNCTION_INFO_V1(msgq_nack_batch);
+Datum
+msgq_nack_batch(PG_FUNCTION_ARGS)
+{
+	Settlement	settlement = nack_arguments(fcinfo, "msgq.nack_batch()");
+
+	return settle_batch(fcinfo, &settlement);
+}
+
+PG_FUNCTION_INFO_V1(msgq_extend);
+Datum
+msgq_extend(PG_FUNCTION_ARGS)
+{
+	Settlement	settlement = extend_arguments(fcinfo, "msgq.extend()");
+
+	return settle_one(fcinfo, &settlement);
+}
+
+PG_FUNCTION_INFO_V1(msgq_extend_batch);
+Datum
+msgq_extend_batch(PG_FUNCTION_ARGS)
+{
+	Settlement	settlement = extend_arguments(fcinfo, "msgq.extend_batch()");
+
+	return settle_batch(fcinfo, &settlement);
+}
+
+PG_FUNCTION_INFO_V1(msgq_release);
+Datum
+msgq_release(PG_FUNCTION_ARGS)
+{
+	Settlement	settlement = plain_arguments(fcinfo, RELEASE, "msgq.release()");
+
+	return settle_one(fcinfo, &settlement);
+}
+
+PG_FUNCTION_INFO_V1(msgq_release_batch);
+Datum
+msgq_release_batch(PG_FUNCTION_ARGS)
+{
+	Settlement	settlement = plain_arguments(fcinfo, RELEASE,
+											 "msgq.release_batch()");
+
+	return settle_batch(fcinfo, &settlement);
+}
+
+PG_FUNCTION_INFO_V1(msgq_cancel);
+Datum
+msgq_cancel(PG_FUNCTION_ARGS)
+{
+	Settlement	settlement = {.action = CANCEL,.command = "msgq.cancel()"};
+
+	return settle_by_id(fcinfo, &settlement);
+}
+
+PG_FUNCTION_INFO_V1(msgq_expire_lease);
+Datum
+msgq_expire_lease(PG_FUNCTION_ARGS)
+{
+	Settlement	settlement = {
+		.action = EXPIRE_LEASE,
+		.command = "msgq.expire_lease()"
+	};
+
+	return settle_by_id(fcinfo, &settlement);
+}

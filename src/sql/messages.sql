@@ -1,0 +1,268 @@
+/*
+ * messages.sql: sending, receiving and settling messages.
+ *
+ * All of these are VOLATILE and PARALLEL UNSAFE, and each that writes ends
+ * with a command counter increment, so that one statement may receive and
+ * settle.
+ */
+
+CREATE FUNCTION msgq.send(
+	queue text,
+	body jsonb,
+	headers jsonb DEFAULT NULL,
+	delay interval DEFAULT NULL,
+	deliver_at timestamptz DEFAULT NULL,
+	priority int DEFAULT 0,
+	group_key text DEFAULT NULL,
+	ttl interval DEFAULT NULL,
+	idempotency_key text DEFAULT NULL)
+RETURNS bigint
+AS 'MODULE_PATHNAME', 'msgq_send'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION msgq.send(text, jsonb, jsonb, interval, timestamptz, int, text, interval, text) IS
+'stores one message as part of the caller''s transaction, whose COMMIT is the confirmation; needs the right send.
+body: the content (a JSON null is one). headers: a JSON object beside it; names that begin with msgq- are the server''s. delay or deliver_at, not both: not before that time; a time that has passed means at once. priority (0), group_key, ttl, idempotency_key (NULL): not supported yet.
+Result: the id of the message, unique in its queue, provisional until the commit.
+Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, 0A000 argument not supported yet, 25006 read-only or standby.';
+
+CREATE FUNCTION msgq.send_bytes(
+	queue text,
+	data bytea,
+	headers jsonb DEFAULT NULL,
+	delay interval DEFAULT NULL,
+	deliver_at timestamptz DEFAULT NULL,
+	priority int DEFAULT 0,
+	group_key text DEFAULT NULL,
+	ttl interval DEFAULT NULL,
+	idempotency_key text DEFAULT NULL)
+RETURNS bigint
+AS 'MODULE_PATHNAME', 'msgq_send_bytes'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION msgq.send_bytes(text, bytea, jsonb, interval, timestamptz, int, text, interval, text) IS
+'stores one message as part of the caller''s transaction, whose COMMIT is the confirmation; needs the right send.
+data: the content (a JSON null is one). headers: a JSON object beside it; names that begin with msgq- are the server''s. delay or deliver_at, not both: not before that time; a time that has passed means at once. priority (0), group_key, ttl, idempotency_key (NULL): not supported yet.
+Result: the id of the message, unique in its queue, provisional until the commit.
+Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, 0A000 argument not supported yet, 25006 read-only or standby.';
+
+CREATE FUNCTION msgq.send_batch(
+	queue text,
+	bodies jsonb[],
+	headers jsonb[] DEFAULT NULL,
+	delay interval DEFAULT NULL,
+	deliver_at timestamptz DEFAULT NULL,
+	priority int DEFAULT 0,
+	group_keys text[] DEFAULT NULL,
+	ttl interval DEFAULT NULL,
+	idempotency_keys text[] DEFAULT NULL)
+RETURNS bigint[]
+AS 'MODULE_PATHNAME', 'msgq_send_batch'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION msgq.send_batch(text, jsonb[], jsonb[], interval, timestamptz, int, text[], interval, text[]) IS
+'stores up to 10000 messages, all or none; needs the right send.
+bodies: one-dimensional, no NULLs; an empty array stores nothing. headers: NULL, or one element for each message, NULL for none. The rest as for msgq.send.
+Result: the ids in the order of the input.
+Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, 0A000 argument not supported yet, 25006 read-only or standby.';
+
+CREATE FUNCTION msgq.send_bytes_batch(
+	queue text,
+	datas bytea[],
+	headers jsonb[] DEFAULT NULL,
+	delay interval DEFAULT NULL,
+	deliver_at timestamptz DEFAULT NULL,
+	priority int DEFAULT 0,
+	group_keys text[] DEFAULT NULL,
+	ttl interval DEFAULT NULL,
+	idempotency_keys text[] DEFAULT NULL)
+RETURNS bigint[]
+AS 'MODULE_PATHNAME', 'msgq_send_bytes_batch'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION msgq.send_bytes_batch(text, bytea[], jsonb[], interval, timestamptz, int, text[], interval, text[]) IS
+'stores up to 10000 messages, all or none; needs the right send.
+datas: one-dimensional, no NULLs; an empty array stores nothing. headers: NULL, or one element for each message, NULL for none. The rest as for msgq.send.
+Result: the ids in the order of the input.
+Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, 0A000 argument not supported yet, 25006 read-only or standby.';
+
+CREATE FUNCTION msgq.send_messages(queue text, messages jsonb)
+RETURNS TABLE (ordinal int, id bigint, duplicate boolean)
+AS 'MODULE_PATHNAME', 'msgq_send_messages'
+LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 100;
+
+COMMENT ON FUNCTION msgq.send_messages(text, jsonb) IS
+'stores up to 10000 messages, all or none, for drivers without arrays of jsonb; needs the right send.
+messages: a JSON array of objects with the arguments of msgq.send as keys (body is required; delay and deliver_at as text).
+Result: a row for each message in the order of the input: ordinal from 1, id, duplicate (false).
+Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, 0A000 argument not supported yet, 25006 read-only or standby.';
+
+CREATE FUNCTION msgq.receive(
+	queue text,
+	max_messages int DEFAULT 1,
+	visibility_timeout interval DEFAULT NULL,
+	wait interval DEFAULT '0')
+RETURNS SETOF msgq.message
+AS 'MODULE_PATHNAME', 'msgq_receive'
+LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 10;
+
+COMMENT ON FUNCTION msgq.receive(text, int, interval, interval) IS
+'leases messages: nobody else gets them until the visibility timeout has passed, counted from this call; needs the right receive. Due messages (retries, ended leases, delays) come first in the order of their time, then ready ones in the order of their ids; what another transaction holds is skipped. A rolled-back receive leaves the messages as they were. The same at every isolation level.
+max_messages: 1 to 10000. visibility_timeout: 0 or more; NULL means the queue''s. wait: only 0 in this version.
+Result: the messages, each with the receipt of this delivery.
+Errors: 42704 no such queue, 42501 no right, 22004 NULL, 22023 bad argument, 54000 max_messages too large, 0A000 wait, 25006 read-only or standby.';
+
+CREATE FUNCTION msgq.pop(queue text, max_messages int DEFAULT 1)
+RETURNS SETOF msgq.message
+AS 'MODULE_PATHNAME', 'msgq_pop'
+LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 10;
+
+COMMENT ON FUNCTION msgq.pop(text, int) IS
+'receives messages and removes them, in the caller''s transaction: with the caller''s own writes in it each message has its effect exactly once, in a transaction of its own it is delivered at most once; needs the right receive. A rollback puts the messages back as they were.
+max_messages: 1 to 10000. Result: the messages; receipt is NULL.
+Errors: as for msgq.receive.';
+
+CREATE FUNCTION msgq.ack(queue text, receipt uuid, strict boolean DEFAULT false)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'msgq_ack'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION msgq.ack(text, uuid, boolean) IS
+'removes the message: it has been dealt with; needs the right receive. Waits if another transaction is changing the message.
+strict: raise an error instead of returning false.
+Result: true, or false if the receipt is stale: the message is gone or was given to somebody else; then nothing has changed.
+Errors: 42704 no such queue, 42501 no right receive, 22004 NULL, 22023 bad argument, MQ001 stale receipt with strict, 25006 read-only or standby.';
+
+CREATE FUNCTION msgq.ack_batch(queue text, receipts uuid[], strict boolean DEFAULT false)
+RETURNS uuid[]
+AS 'MODULE_PATHNAME', 'msgq_ack_batch'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION msgq.ack_batch(text, uuid[], boolean) IS
+'msgq.ack for up to 10000 receipts. A receipt that stands twice counts once.
+Result: the stale receipts, in the order of the input; NULL or empty in, empty out.
+Errors: as for msgq.ack; 54000 too many receipts.';
+
+CREATE FUNCTION msgq.nack(
+	queue text,
+	receipt uuid,
+	delay interval DEFAULT NULL,
+	error text DEFAULT NULL,
+	strict boolean DEFAULT false)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'msgq_nack'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION msgq.nack(text, uuid, interval, text, boolean) IS
+'gives the message back as failed; needs the right receive. Waits if another transaction is changing the message.
+delay: how long it stays invisible; NULL means exponential backoff with full jitter (see msgq.create_queue). error: kept in the header msgq-error, cut after 1024 bytes. strict: raise an error instead of returning false.
+Result: true, or false if the receipt is stale: the message is gone or was given to somebody else; then nothing has changed.
+Errors: 42704 no such queue, 42501 no right receive, 22004 NULL, 22023 bad argument, MQ001 stale receipt with strict, 25006 read-only or standby.';
+
+CREATE FUNCTION msgq.nack_batch(
+	queue text,
+	receipts uuid[],
+	delay interval DEFAULT NULL,
+	error text DEFAULT NULL,
+	strict boolean DEFAULT false)
+RETURNS uuid[]
+AS 'MODULE_PATHNAME', 'msgq_nack_batch'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION msgq.nack_batch(text, uuid[], interval, text, boolean) IS
+'msgq.nack for up to 10000 receipts. A receipt that stands twice counts once.
+Result: the stale receipts, in the order of the input; NULL or empty in, empty out.
+Errors: as for msgq.nack; 54000 too many receipts.';
+
+CREATE FUNCTION msgq.extend(
+	queue text,
+	receipt uuid,
+	visibility_timeout interval,
+	strict boolean DEFAULT false)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'msgq_extend'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION msgq.extend(text, uuid, interval, boolean) IS
+'moves the end of the lease to this long from now; the receipt stays valid; needs the right receive. Waits if another transaction is changing the message.
+visibility_timeout: 0 or more. strict: raise an error instead of returning false.
+Result: true, or false if the receipt is stale: the message is gone or was given to somebody else; then nothing has changed.
+Errors: 42704 no such queue, 42501 no right receive, 22004 NULL, 22023 bad argument, MQ001 stale receipt with strict, 25006 read-only or standby.';
+
+CREATE FUNCTION msgq.extend_batch(
+	queue text,
+	receipts uuid[],
+	visibility_timeout interval,
+	strict boolean DEFAULT false)
+RETURNS uuid[]
+AS 'MODULE_PATHNAME', 'msgq_extend_batch'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION msgq.extend_batch(text, uuid[], interval, boolean) IS
+'msgq.extend for up to 10000 receipts. A receipt that stands twice counts once.
+Result: the stale receipts, in the order of the input; NULL or empty in, empty out.
+Errors: as for msgq.extend; 54000 too many receipts.';
+
+CREATE FUNCTION msgq.release(queue text, receipt uuid, strict boolean DEFAULT false)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'msgq_release'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION msgq.release(text, uuid, boolean) IS
+'gives the message back, due now and not counted as a failure; needs the right receive. Waits if another transaction is changing the message.
+strict: raise an error instead of returning false.
+Result: true, or false if the receipt is stale: the message is gone or was given to somebody else; then nothing has changed.
+Errors: 42704 no such queue, 42501 no right receive, 22004 NULL, 22023 bad argument, MQ001 stale receipt with strict, 25006 read-only or standby.';
+
+CREATE FUNCTION msgq.release_batch(queue text, receipts uuid[], strict boolean DEFAULT false)
+RETURNS uuid[]
+AS 'MODULE_PATHNAME', 'msgq_release_batch'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION msgq.release_batch(text, uuid[], boolean) IS
+'msgq.release for up to 10000 receipts. A receipt that stands twice counts once.
+Result: the stale receipts, in the order of the input; NULL or empty in, empty out.
+Errors: as for msgq.release; 54000 too many receipts.';
+
+CREATE FUNCTION msgq.cancel(queue text, id bigint)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'msgq_cancel'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION msgq.cancel(text, bigint) IS
+'removes a message that is not in flight; needs the right manage. Waits if another transaction is changing the message.
+Result: true, or false if there is no such message or it is in flight.
+Errors: 42704 no such queue, 42501 no right, 22004 NULL, 25006 read-only or standby.';
+
+CREATE FUNCTION msgq.expire_lease(queue text, id bigint)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'msgq_expire_lease'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION msgq.expire_lease(text, bigint) IS
+'ends the lease of a message now: its receipt becomes stale, it is due at once, and the delivery counts as failed; needs the right manage. Waits if another transaction is changing the message.
+Result: true, or false if the message is not in flight.
+Errors: 42704 no such queue, 42501 no right, 22004 NULL, 25006 read-only or standby.';
+
+CREATE FUNCTION msgq.peek(
+	queue text,
+	max_messages int DEFAULT 10,
+	after_id bigint DEFAULT 0)
+RETURNS SETOF msgq.message
+AS 'MODULE_PATHNAME', 'msgq_peek'
+LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 10;
+
+COMMENT ON FUNCTION msgq.peek(text, int, bigint) IS
+'shows messages in the order of their ids, whatever their state, and changes nothing; needs the right peek. Works on a standby.
+max_messages: 1 to 10000. after_id: only ids above it. Result: the messages; receipt is NULL.
+Errors: 42704 no such queue, 42501 no right, 22004 NULL, 22023 bad argument, 54000 max_messages too large.';
+
+CREATE FUNCTION msgq.why_empty(queue text)
+RETURNS text
+AS 'MODULE_PATHNAME', 'msgq_why_empty'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION msgq.why_empty(text) IS
+'says why a receive would return nothing; needs the right peek. Looks at every message, so it is for people, not for polling.
+Result: NULL if there is something to receive, else in_flight (leased, or held by an open transaction), delayed, or empty.
+Errors: 42704 no such queue, 42501 no right, 22004 NULL.';

@@ -1,0 +1,89 @@
+/*
+ * queues.sql: making, changing and dropping queues, and rights on them.
+ */
+
+CREATE FUNCTION msgq.create_queue(
+	queue text,
+	visibility_timeout interval DEFAULT '30 s',
+	max_deliveries int DEFAULT 0,
+	dead_letter_queue text DEFAULT '',
+	retry_delay interval DEFAULT '5 s',
+	retry_multiplier float8 DEFAULT 2,
+	max_retry_delay interval DEFAULT '10 min',
+	message_ttl interval DEFAULT NULL,
+	max_length bigint DEFAULT NULL,
+	overflow text DEFAULT 'reject',
+	max_message_bytes int DEFAULT 1048576,
+	max_in_flight int DEFAULT NULL,
+	priorities int DEFAULT 1,
+	ordered boolean DEFAULT false,
+	on_exhausted text DEFAULT 'skip',
+	dedup_window interval DEFAULT '24 h',
+	archive_retention interval DEFAULT NULL,
+	if_not_exists boolean DEFAULT false)
+RETURNS void
+AS 'MODULE_PATHNAME', 'msgq_create_queue'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION msgq.create_queue(text, interval, int, text, interval, float8, interval, interval, bigint, text, int, int, int, boolean, text, interval, interval, boolean) IS
+'makes a queue; the caller needs CREATE on schema msgq and gets all rights on it, with grant option.
+queue: 1 to 63 bytes of printable text, taken as it is. visibility_timeout: how long a received message stays invisible, above 0. retry_delay, retry_multiplier, max_retry_delay: nack without a delay waits a random time between 0 and least(max_retry_delay, retry_delay * retry_multiplier ^ (failures - 1)). max_message_bytes: limit on body plus headers, 1 to 209715200. if_not_exists: an existing queue is left alone, with a warning if its settings differ.
+The other settings have one allowed value in this version, their default.
+Errors: 22023 bad name or setting, 22004 NULL, 42710 queue exists, 42501 no right, 0A000 setting not supported yet.';
+
+CREATE FUNCTION msgq.alter_queue(queue text, settings jsonb)
+RETURNS void
+AS 'MODULE_PATHNAME', 'msgq_alter_queue'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION msgq.alter_queue(text, jsonb) IS
+'changes settings of a queue, all or nothing; needs the right admin.
+settings: an object whose keys are arguments of msgq.create_queue, intervals as text; priorities and ordered cannot change. Takes effect for calls that begin after the commit; messages in flight keep their lease.
+Errors: 22023 unknown key or bad value, 22004 NULL, 42704 no such queue, 42501 no right, 0A000 setting not supported yet.';
+
+CREATE FUNCTION msgq.drop_queue(queue text, if_exists boolean DEFAULT false)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'msgq_drop_queue'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION msgq.drop_queue(text, boolean) IS
+'drops a queue with all its messages; needs the right admin. Waits for transactions that use the queue.
+Result: true, or false if there was none and if_exists is true.
+Errors: 42704 no such queue, 42501 no right, 22004 NULL.';
+
+CREATE FUNCTION msgq.rename_queue(queue text, new_name text)
+RETURNS void
+AS 'MODULE_PATHNAME', 'msgq_rename_queue'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION msgq.rename_queue(text, text) IS
+'gives a queue another name; messages, receipts and rights stay; needs the right admin.
+Errors: 42704 no such queue, 42710 new_name is taken, 22023 bad name, 42501 no right, 22004 NULL.';
+
+CREATE FUNCTION msgq.purge(queue text)
+RETURNS bigint
+AS 'MODULE_PATHNAME', 'msgq_purge'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION msgq.purge(text) IS
+'removes every message that the transaction can see, also those in flight, whose receipts become stale; needs the right manage. Waits for transactions that hold messages.
+Result: the number of messages removed.
+Errors: 42704 no such queue, 42501 no right, 22004 NULL, 40001 above READ COMMITTED if another transaction changed one.';
+
+CREATE FUNCTION msgq.grant(name text, role text, "right" text)
+RETURNS void
+AS 'MODULE_PATHNAME', 'msgq_grant'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION msgq.grant(text, text, text) IS
+'gives a role a right on a queue; needs the right admin.
+role: a role name as stored, or public. right: peek (look, statistics), send, receive (receive and settle), manage (purge, cancel, expire a lease), admin (alter, drop, rename, grant); these are SELECT, INSERT, UPDATE, DELETE and TRUNCATE on the view msgq.q<id>.
+Errors: 42704 no such queue or role, 22023 no such right, 42501 no right, 22004 NULL.';
+
+CREATE FUNCTION msgq.revoke(name text, role text, "right" text)
+RETURNS void
+AS 'MODULE_PATHNAME', 'msgq_revoke'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION msgq.revoke(text, text, text) IS
+'takes a right on a queue from a role, whoever granted it, together with what that role granted on; needs the right admin. Arguments and errors as for msgq.grant.';

@@ -1,0 +1,85 @@
+/*
+ * schema.sql: the schema, its types, and the tables that describe queues.
+ *
+ * The messages themselves lie in plain tables that msgq.create_queue makes;
+ * they are no members of the extension, so that pg_dump carries them.  What
+ * describes them are the member tables below, registered for the dump with
+ * every sequence.
+ */
+\echo Use "CREATE EXTENSION msgq" to load this file. \quit
+
+SET LOCAL search_path TO pg_catalog, pg_temp;
+
+-- Plain CREATE: a schema that somebody else made first must not become ours.
+CREATE SCHEMA msgq;
+
+COMMENT ON SCHEMA msgq IS
+'durable queues inside the database; every function checks the rights of its caller';
+
+CREATE TYPE msgq.message AS (
+	id bigint,
+	receipt uuid,
+	deliveries int,
+	failures int,
+	priority smallint,
+	group_key text,
+	enqueued_at timestamptz,
+	visible_at timestamptz,
+	expires_at timestamptz,
+	headers jsonb,
+	body jsonb,
+	data bytea
+);
+
+COMMENT ON TYPE msgq.message IS
+'a delivered or inspected message: either body or data is set; receipt is opaque and names one delivery; deliveries counts how often it was handed out, failures how often it came back by nack or by the end of a lease';
+
+/*
+ * One row for each queue.  Columns after created_at are the settings, in the
+ * order of msgq.create_queue's arguments; src/queue.h mirrors the attribute
+ * numbers.  Columns are only ever added at the end.
+ */
+CREATE SEQUENCE msgq.queue_id AS int CACHE 1;
+
+CREATE TABLE msgq.queue (
+	id int NOT NULL PRIMARY KEY,
+	name text COLLATE "C" NOT NULL UNIQUE,
+	created_at timestamptz NOT NULL,
+	visibility_timeout interval NOT NULL,
+	max_deliveries int NOT NULL,
+	dead_letter_queue text COLLATE "C",
+	retry_delay interval NOT NULL,
+	retry_multiplier float8 NOT NULL,
+	max_retry_delay interval NOT NULL,
+	message_ttl interval,
+	max_length bigint,
+	overflow text COLLATE "C" NOT NULL,
+	max_message_bytes int NOT NULL,
+	max_in_flight int,
+	priorities int NOT NULL,
+	ordered boolean NOT NULL,
+	on_exhausted text COLLATE "C" NOT NULL,
+	dedup_window interval NOT NULL,
+	archive_retention interval
+);
+
+COMMENT ON TABLE msgq.queue IS
+'the queues and their settings; written by msgq.create_queue and its kin only; read msgq.queues instead';
+
+/*
+ * The ring of a queue: segment n is the table msgq.q<queue_id>_<n>.  Senders
+ * write to the active one; receivers do not open empty ones.
+ */
+CREATE TABLE msgq.segment (
+	queue_id int NOT NULL,
+	n int NOT NULL,
+	state text COLLATE "C" NOT NULL CHECK (state IN ('active', 'draining', 'empty')),
+	PRIMARY KEY (queue_id, n)
+);
+
+COMMENT ON TABLE msgq.segment IS
+'the segment tables of each queue: active takes new messages, draining still holds some, empty is not opened by receivers';
+
+SELECT pg_catalog.pg_extension_config_dump('msgq.queue_id', '');
+SELECT pg_catalog.pg_extension_config_dump('msgq.queue', '');
+SELECT pg_catalog.pg_extension_config_dump('msgq.segment', '');
