@@ -62,22 +62,22 @@ typedef struct Setting
 
 /* By column of msgq.queue, which is in the order of create_queue's arguments. */
 static const Setting settings[Natts_queue + 1] = {
-	[Anum_queue_visibility_timeout] = {"visibility_timeout", INTERVALOID},
-	[Anum_queue_max_deliveries] = {"max_deliveries", INT4OID},
-	[Anum_queue_dead_letter_queue] = {"dead_letter_queue", TEXTOID, true},
-	[Anum_queue_retry_delay] = {"retry_delay", INTERVALOID},
-	[Anum_queue_retry_multiplier] = {"retry_multiplier", FLOAT8OID},
-	[Anum_queue_max_retry_delay] = {"max_retry_delay", INTERVALOID},
-	[Anum_queue_message_ttl] = {"message_ttl", INTERVALOID, true},
-	[Anum_queue_max_length] = {"max_length", INT8OID, true},
-	[Anum_queue_overflow] = {"overflow", TEXTOID},
-	[Anum_queue_max_message_bytes] = {"max_message_bytes", INT4OID},
-	[Anum_queue_max_in_flight] = {"max_in_flight", INT4OID, true},
+	[Anum_queue_visibility_timeout] = {"visibility_timeout", INTERVALOID, false, false},
+	[Anum_queue_max_deliveries] = {"max_deliveries", INT4OID, false, false},
+	[Anum_queue_dead_letter_queue] = {"dead_letter_queue", TEXTOID, true, false},
+	[Anum_queue_retry_delay] = {"retry_delay", INTERVALOID, false, false},
+	[Anum_queue_retry_multiplier] = {"retry_multiplier", FLOAT8OID, false, false},
+	[Anum_queue_max_retry_delay] = {"max_retry_delay", INTERVALOID, false, false},
+	[Anum_queue_message_ttl] = {"message_ttl", INTERVALOID, true, false},
+	[Anum_queue_max_length] = {"max_length", INT8OID, true, false},
+	[Anum_queue_overflow] = {"overflow", TEXTOID, false, false},
+	[Anum_queue_max_message_bytes] = {"max_message_bytes", INT4OID, false, false},
+	[Anum_queue_max_in_flight] = {"max_in_flight", INT4OID, true, false},
 	[Anum_queue_priorities] = {"priorities", INT4OID, false, true},
 	[Anum_queue_ordered] = {"ordered", BOOLOID, false, true},
-	[Anum_queue_on_exhausted] = {"on_exhausted", TEXTOID},
-	[Anum_queue_dedup_window] = {"dedup_window", INTERVALOID},
-	[Anum_queue_archive_retention] = {"archive_retention", INTERVALOID, true},
+	[Anum_queue_on_exhausted] = {"on_exhausted", TEXTOID, false, false},
+	[Anum_queue_dedup_window] = {"dedup_window", INTERVALOID, false, false},
+	[Anum_queue_archive_retention] = {"archive_retention", INTERVALOID, true, false},
 };
 
 /* ---------------------------------------------------------------------------

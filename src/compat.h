@@ -44,38 +44,30 @@ msgq_index_beginscan(Relation table, Relation index, Snapshot snapshot,
 /*
  * 16 made table_tuple_update tell which indexes need an entry, to spare the
  * others when only a summarizing (BRIN) index is concerned, and gave
- * ExecInsertIndexTuples an argument for it.  This pair hides both: what the
- * first returns is for the second only.
+ * ExecInsertIndexTuples an argument for it.
  */
 #if PG_VERSION_NUM >= 160000
 typedef TU_UpdateIndexes MsgqIndexUpdate;
+
+#define MSGQ_ALL_INDEXES		TU_All
+#define MSGQ_SOME_INDEX(which)	((which) != TU_None)
 #else
 typedef bool MsgqIndexUpdate;
+
+#define MSGQ_ALL_INDEXES		true
+#define MSGQ_SOME_INDEX(which)	(which)
 #endif
 
 static inline void
-msgq_insert_index_entries_for_update(ResultRelInfo *result, EState *estate,
-									 TupleTableSlot *slot,
-									 MsgqIndexUpdate which)
+msgq_exec_insert_index_tuples(ResultRelInfo *result, EState *estate,
+							  TupleTableSlot *slot, bool update,
+							  MsgqIndexUpdate which)
 {
 #if PG_VERSION_NUM >= 160000
-	if (which != TU_None)
-		ExecInsertIndexTuples(result, slot, estate, true, false, NULL, NIL,
-							  which == TU_Summarizing);
+	ExecInsertIndexTuples(result, slot, estate, update, false, NULL, NIL,
+						  which == TU_Summarizing);
 #else
-	if (which)
-		ExecInsertIndexTuples(result, slot, estate, true, false, NULL, NIL);
-#endif
-}
-
-static inline void
-msgq_insert_index_entries(ResultRelInfo *result, EState *estate,
-						  TupleTableSlot *slot)
-{
-#if PG_VERSION_NUM >= 160000
-	ExecInsertIndexTuples(result, slot, estate, false, false, NULL, NIL, false);
-#else
-	ExecInsertIndexTuples(result, slot, estate, false, false, NULL, NIL);
+	ExecInsertIndexTuples(result, slot, estate, update, false, NULL, NIL);
 #endif
 }
 

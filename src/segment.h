@@ -22,7 +22,9 @@ typedef struct MsgqSegment
 	EState	   *estate;
 	ResultRelInfo *result;		/* the table's indexes, all of them */
 	Relation	by_id;			/* two of those */
+	IndexInfo  *by_id_info;
 	Relation	by_due_time;
+	IndexInfo  *by_due_time_info;
 	TupleTableSlot *row;		/* what a walk or a look-up has found */
 	TupleTableSlot *new_row;	/* its next version */
 	MsgqFrontier *ready;

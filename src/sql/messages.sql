@@ -42,7 +42,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.send_bytes(text, bytea, jsonb, interval, timestamptz, int, text, interval, text) IS
 'stores one message as part of the caller''s transaction, whose COMMIT is the confirmation; needs the right send.
-data: the content (a JSON null is one). headers: a JSON object beside it; names that begin with msgq- are the server''s. delay or deliver_at, not both: not before that time; a time that has passed means at once. priority (0), group_key, ttl, idempotency_key (NULL): not supported yet.
+data: the content, also of no bytes. headers: a JSON object beside it; names that begin with msgq- are the server''s. delay or deliver_at, not both: not before that time; a time that has passed means at once. priority (0), group_key, ttl, idempotency_key (NULL): not supported yet.
 Result: the id of the message, unique in its queue, provisional until the commit.
 Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, 0A000 argument not supported yet, 25006 read-only or standby.';
 
