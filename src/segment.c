@@ -254,8 +254,8 @@ msgq_storage_open(const char *command, const char *name, AclMode right,
 		msgq_begin_change(command);
 	do
 	{
-		storage->queue = msgq_queue_get(name, right);
 		generation = msgq_queue_generation();
+		storage->queue = msgq_queue_get(name, right);
 		tables = palloc(sizeof(Relation) * storage->queue->nsegments);
 	} while (!lock_tables(storage->queue, active_only, generation, tables, &n));
 
