@@ -57,7 +57,7 @@ typedef struct Setting
 	const char *name;
 	Oid			type;
 	bool		nullable;
-	bool		fixed;			/* cannot be altered */
+	bool		fixed;			/* cannot be changed */
 } Setting;
 
 /* By column of msgq.queue, which is in the order of create_queue's arguments. */
@@ -471,19 +471,14 @@ msgq_create_queue(PG_FUNCTION_ARGS)
  * ---------------------------------------------------------------------------
  */
 
-/* The column of this name; raises 22023 if it is no setting to be altered. */
+/* The column of this name; raises 22023 if there is no such setting. */
 static AttrNumber
 setting_column(const char *key)
 {
 	for (AttrNumber column = FIRST_SETTING; column <= LAST_SETTING; column++)
 	{
-		if (strcmp(settings[column].name, key) != 0)
-			continue;
-		if (settings[column].fixed)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("setting \"%s\" of a queue cannot be changed", key)));
-		return column;
+		if (strcmp(settings[column].name, key) == 0)
+			return column;
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -503,7 +498,10 @@ value_as_text(AttrNumber column, const JsonbValue *value)
 									  type == FLOAT8OID))
 		return DatumGetCString(DirectFunctionCall1(numeric_out,
 												   NumericGetDatum(value->val.numeric)));
-	bad_setting(column, type == TEXTOID || type == INTERVALOID ?
+	if (value->type == jbvBool && type == BOOLOID)
+		return value->val.boolean ? "true" : "false";
+	bad_setting(column, type == BOOLOID ? "must be a JSON boolean" :
+				type == TEXTOID || type == INTERVALOID ?
 				"must be a JSON string" : "must be a JSON number");
 	return NULL;
 }
@@ -513,15 +511,23 @@ static void
 set_setting(QueueRow *row, const char *key, const JsonbValue *value)
 {
 	AttrNumber	column = setting_column(key);
+	char	   *before = setting_as_text(row, column);
 	Oid			input;
 	Oid			io_param;
 
 	row->nulls[column - 1] = value->type == jbvNull;
-	if (value->type == jbvNull)
-		return;
-	getTypeInputInfo(settings[column].type, &input, &io_param);
-	row->values[column - 1] =
-		OidInputFunctionCall(input, value_as_text(column, value), io_param, -1);
+	if (value->type != jbvNull)
+	{
+		getTypeInputInfo(settings[column].type, &input, &io_param);
+		row->values[column - 1] =
+			OidInputFunctionCall(input, value_as_text(column, value),
+								 io_param, -1);
+	}
+	if (settings[column].fixed &&
+		strcmp(before, setting_as_text(row, column)) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("setting \"%s\" of a queue cannot be changed", key)));
 }
 
 static void

@@ -137,7 +137,7 @@ msgq_check_interval(const Interval *interval, const char *argument)
 
 	/* An estimate, in microseconds, that cannot overflow. */
 	span = interval->time + USECS_PER_DAY *
-		(interval->day + (double) DAYS_PER_MONTH * interval->month);
+		(interval->day + DAYS_PER_YEAR / MONTHS_PER_YEAR * interval->month);
 	if (span < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

@@ -68,9 +68,10 @@ take(Receiver *receiver, MsgqWalk *walk)
 {
 	MsgqSegment *segment = walk->segment;
 	MsgqOutcome outcome;
-	MsgqChange	lease = {
+	MsgqChange	change = {
+		.set_visible_at = !receiver->remove,
 		.visible_at = receiver->lease_end,
-		.lease = true,
+		.lease = !receiver->remove,
 		.leased_at = receiver->now,
 		.more_deliveries = 1,
 		/* Leased still: nobody settled it before the lease ran out. */
@@ -78,10 +79,10 @@ take(Receiver *receiver, MsgqWalk *walk)
 		msgq_row_is_null(segment->row, Anum_segment_leased_at) ? 0 : 1,
 	};
 
-	outcome = receiver->remove ? msgq_walk_remove(walk)
-		: msgq_walk_claim(walk, &lease);
+	outcome = receiver->remove ? msgq_walk_remove(walk, &change)
+		: msgq_walk_claim(walk, &change);
 	if (outcome == MSGQ_DONE)
-		deliver(receiver, receiver->remove ? segment->row : segment->new_row);
+		deliver(receiver, segment->new_row);
 	return outcome;
 }
 

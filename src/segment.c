@@ -59,6 +59,7 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
+#include "common/int.h"
 #include "executor/executor.h"
 #include "executor/nodeModifyTable.h"
 #include "miscadmin.h"
@@ -124,7 +125,7 @@ refuse_foreign_features(Relation table)
 				 errhint("Remove it from the table.")));
 }
 
-/* Does this index hold the due times, of all rows that have one? */
+/* Does this index hold the due times, rising, of all rows that have one? */
 static bool
 is_due_index(Relation index, IndexInfo *info)
 {
@@ -133,7 +134,8 @@ is_due_index(Relation index, IndexInfo *info)
 	if (index->rd_rel->relam != BTREE_AM_OID || !info->ii_ReadyForInserts ||
 		!index->rd_index->indisvalid ||
 		info->ii_NumIndexKeyAttrs != 1 ||
-		info->ii_IndexAttrNumbers[0] != Anum_segment_visible_at)
+		info->ii_IndexAttrNumbers[0] != Anum_segment_visible_at ||
+		index->rd_indoption[0] != 0)
 		return false;
 	if (info->ii_Predicate == NIL)
 		return true;
@@ -143,6 +145,28 @@ is_due_index(Relation index, IndexInfo *info)
 	test = linitial_node(NullTest, info->ii_Predicate);
 	return test->nulltesttype == IS_NOT_NULL && IsA(test->arg, Var) &&
 		((Var *) test->arg)->varattno == Anum_segment_visible_at;
+}
+
+/* Is it the primary key that a segment is made with? */
+static bool
+is_id_index(Relation index, IndexInfo *info)
+{
+	return index->rd_index->indisprimary && info->ii_NumIndexKeyAttrs == 1 &&
+		info->ii_IndexAttrNumbers[0] == Anum_segment_id;
+}
+
+/*
+ * Are there just the two indexes that a segment is made with, and did nobody
+ * replace them by others that serve as well?
+ */
+static bool
+has_own_indexes_only(MsgqSegment *segment)
+{
+	return segment->result->ri_NumIndices == 2 &&
+		segment->by_id_info->ii_NumIndexAttrs == 1 &&
+		segment->by_due_time_info->ii_NumIndexAttrs == 1 &&
+		segment->by_due_time_info->ii_Predicate != NIL &&
+		!segment->by_due_time_info->ii_Unique;
 }
 
 /* Sets by_id and by_due_time among the indexes that are open. */
@@ -156,7 +180,7 @@ find_indexes(MsgqSegment *segment)
 		Relation	index = result->ri_IndexRelationDescs[i];
 		IndexInfo  *info = result->ri_IndexRelationInfo[i];
 
-		if (index->rd_index->indisprimary)
+		if (is_id_index(index, info))
 		{
 			segment->by_id = index;
 			segment->by_id_info = info;
@@ -174,6 +198,7 @@ find_indexes(MsgqSegment *segment)
 						RelationGetRelationName(segment->table)),
 				 errdetail("It lacks its primary key or the index on visible_at."),
 				 errhint("Restore the index, as the other segments have it.")));
+	segment->has_own_indexes_only = has_own_indexes_only(segment);
 }
 
 /* A table that is locked, with its indexes and slots. */
@@ -320,7 +345,7 @@ msgq_append_end(const MsgqQueue *queue)
 static int64
 last_id(const MsgqQueue *queue)
 {
-	Relation	sequence = table_open(queue->sequence, AccessShareLock);
+	Relation	sequence = relation_open(queue->sequence, AccessShareLock);
 	Buffer		buffer = ReadBuffer(sequence, 0);
 	Page		page;
 	HeapTupleData tuple;
@@ -334,7 +359,7 @@ last_id(const MsgqQueue *queue)
 	data = (Form_pg_sequence_data) GETSTRUCT(&tuple);
 	last = data->is_called ? data->last_value : data->last_value - 1;
 	UnlockReleaseBuffer(buffer);
-	table_close(sequence, NoLock);
+	relation_close(sequence, NoLock);
 	return last;
 }
 
@@ -375,8 +400,8 @@ insert_index_entry(MsgqSegment *segment, Relation index, IndexInfo *info,
 /*
  * Index entries for a row that was stored just now.
  *
- * The executor does the work when the user has indexes of his own.  For our
- * own two alone there is a shorter way.  A new version of a row has the id of
+ * The executor does the work where the user has made indexes.  For our own
+ * two alone there is a shorter way.  A new version of a row has the id of
  * the old one, which we have replaced, so there is nothing to be checked in
  * the primary key.  Nor is it said there that the key has not changed: btree
  * would answer by looking for versions to delete before it splits a page,
@@ -387,7 +412,7 @@ static void
 insert_index_entries(MsgqSegment *segment, TupleTableSlot *row,
 					 bool is_update, MsgqIndexUpdate which)
 {
-	if (segment->result->ri_NumIndices > 2)
+	if (!segment->has_own_indexes_only)
 	{
 		msgq_exec_insert_index_tuples(segment->result, segment->estate, row,
 									  is_update, which);
@@ -470,6 +495,17 @@ msgq_segment_own_all(MsgqSegment *segment)
 	msgq_frontier_own(segment->due, PG_INT64_MIN + 1, PG_INT64_MAX);
 }
 
+/* A counter that stays at its highest value. */
+static Datum
+add_to_counter(Datum counter, int32 more)
+{
+	int32		sum;
+
+	if (pg_add_s32_overflow(DatumGetInt32(counter), more, &sum))
+		sum = PG_INT32_MAX;
+	return Int32GetDatum(sum);
+}
+
 /* Fills new_row with the row as the change makes it. */
 static void
 make_new_row(MsgqSegment *segment, const MsgqChange *change)
@@ -484,8 +520,12 @@ make_new_row(MsgqSegment *segment, const MsgqChange *change)
 	memcpy(values, row->tts_values, sizeof(Datum) * Natts_segment);
 	memcpy(nulls, row->tts_isnull, sizeof(bool) * Natts_segment);
 
-	values[Anum_segment_visible_at - 1] = TimestampTzGetDatum(change->visible_at);
-	nulls[Anum_segment_visible_at - 1] = false;
+	if (change->set_visible_at)
+	{
+		values[Anum_segment_visible_at - 1] =
+			TimestampTzGetDatum(change->visible_at);
+		nulls[Anum_segment_visible_at - 1] = false;
+	}
 	if (change->lease)
 	{
 		values[Anum_segment_leased_at - 1] =
@@ -495,11 +535,11 @@ make_new_row(MsgqSegment *segment, const MsgqChange *change)
 	if (change->unlease)
 		nulls[Anum_segment_leased_at - 1] = true;
 	values[Anum_segment_deliveries - 1] =
-		Int32GetDatum(DatumGetInt32(values[Anum_segment_deliveries - 1]) +
-					  change->more_deliveries);
+		add_to_counter(values[Anum_segment_deliveries - 1],
+					   change->more_deliveries);
 	values[Anum_segment_failures - 1] =
-		Int32GetDatum(DatumGetInt32(values[Anum_segment_failures - 1]) +
-					  change->more_failures);
+		add_to_counter(values[Anum_segment_failures - 1],
+					   change->more_failures);
 	if (change->set_headers)
 	{
 		values[Anum_segment_headers - 1] = change->headers;
@@ -651,12 +691,17 @@ msgq_walk_claim(MsgqWalk *walk, const MsgqChange *change)
 	return outcome == MSGQ_HELD ? who_holds(walk) : outcome;
 }
 
-/* Removes the row that the walk stands on, likewise. */
+/*
+ * Removes the row that the walk stands on, likewise; segment->new_row is then
+ * what the change would have made of it.
+ */
 MsgqOutcome
-msgq_walk_remove(MsgqWalk *walk)
+msgq_walk_remove(MsgqWalk *walk, const MsgqChange *change)
 {
 	MsgqOutcome outcome = remove_row(walk->segment, false);
 
+	if (outcome == MSGQ_DONE)
+		make_new_row(walk->segment, change);
 	return outcome == MSGQ_HELD ? who_holds(walk) : outcome;
 }
 

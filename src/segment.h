@@ -25,6 +25,7 @@ typedef struct MsgqSegment
 	IndexInfo  *by_id_info;
 	Relation	by_due_time;
 	IndexInfo  *by_due_time_info;
+	bool		has_own_indexes_only;
 	TupleTableSlot *row;		/* what a walk or a look-up has found */
 	TupleTableSlot *new_row;	/* its next version */
 	MsgqFrontier *ready;
@@ -64,6 +65,7 @@ typedef enum MsgqOutcome
 /* The columns that a claim or a settlement changes. */
 typedef struct MsgqChange
 {
+	bool		set_visible_at;
 	TimestampTz visible_at;
 	bool		lease;			/* leased_at := the time below */
 	TimestampTz leased_at;
@@ -90,7 +92,7 @@ extern MsgqWalk *msgq_walk_begin(MsgqSegment *segment, MsgqOrder order,
 extern bool msgq_walk_next(MsgqWalk *walk);
 extern void msgq_walk_end(MsgqWalk *walk);
 extern MsgqOutcome msgq_walk_claim(MsgqWalk *walk, const MsgqChange *change);
-extern MsgqOutcome msgq_walk_remove(MsgqWalk *walk);
+extern MsgqOutcome msgq_walk_remove(MsgqWalk *walk, const MsgqChange *change);
 
 extern bool msgq_segment_find(MsgqSegment *segment, int64 id);
 extern bool msgq_segment_lock(MsgqSegment *segment, int64 id);

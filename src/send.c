@@ -145,7 +145,7 @@ store(const char *command, const char *name, const Outgoing *out, int64 *ids)
 											 true);
 	MsgqSegment *segment = storage->segments[0];
 	int			nrows = Min(out->n, CHUNK_ROWS);
-	TupleTableSlot **rows = palloc(sizeof(TupleTableSlot *) * nrows);
+	TupleTableSlot **rows = palloc(sizeof(TupleTableSlot *) * (nrows + 1));
 
 	check_sizes(out, storage->queue);
 	rows[0] = segment->new_row;
@@ -256,9 +256,9 @@ set_times(Outgoing *out, FunctionCallInfo fcinfo, int n)
  */
 
 static void
-refuse_priority(int32 priority)
+refuse_priority(bool is_zero)
 {
-	if (priority != 0)
+	if (!is_zero)
 		msgq_refuse_unsupported("a priority other than 0");
 }
 
@@ -275,7 +275,7 @@ send_one(FunctionCallInfo fcinfo, const char *command, AttrNumber column,
 	if (!PG_ARGISNULL(2))
 		set_headers(&out, 0, PG_GETARG_DATUM(2));
 	set_times(&out, fcinfo, 3);
-	refuse_priority(DatumGetInt32(msgq_arg(fcinfo, 5, "priority")));
+	refuse_priority(DatumGetInt32(msgq_arg(fcinfo, 5, "priority")) == 0);
 	if (!PG_ARGISNULL(6))
 		msgq_refuse_unsupported("a group key");
 	if (!PG_ARGISNULL(7))
@@ -385,17 +385,14 @@ send_several(FunctionCallInfo fcinfo, const char *command, AttrNumber column,
 	out.contents = contents;
 	set_headers_of_all(&out, fcinfo, 2);
 	set_times(&out, fcinfo, 3);
-	refuse_priority(DatumGetInt32(msgq_arg(fcinfo, 5, "priority")));
+	refuse_priority(DatumGetInt32(msgq_arg(fcinfo, 5, "priority")) == 0);
 	refuse_keys(fcinfo, 6, "group_keys", &out, "a group key");
 	if (!PG_ARGISNULL(7))
 		msgq_refuse_unsupported("a time to live");
 	refuse_keys(fcinfo, 8, "idempotency_keys", &out, "an idempotency key");
 
 	ids = palloc(sizeof(int64) * n);
-	if (n == 0)
-		(void) msgq_queue_get(queue, MSGQ_RIGHT_SEND);
-	else
-		store(command, queue, &out, ids);
+	store(command, queue, &out, ids);
 	PG_RETURN_ARRAYTYPE_P(id_array(ids, n));
 }
 
@@ -421,32 +418,34 @@ msgq_send_bytes_batch(PG_FUNCTION_ARGS)
  */
 
 static void
-bad_message(int i, const char *problem)
+bad_message(const char *problem)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("element %d of argument \"messages\" %s", i + 1, problem)));
+			 errmsg("an element of argument \"messages\" %s", problem)));
 }
 
 /* A key whose value is text, like a time: palloc'd. */
 static char *
-text_value(int i, const char *key, const JsonbValue *value)
+text_value(const char *key, const JsonbValue *value)
 {
 	if (value->type != jbvString)
-		bad_message(i, psprintf("must have a string as \"%s\"", key));
+		bad_message(psprintf("must have a string as \"%s\"", key));
 	return pnstrdup(value->val.string.val, value->val.string.len);
 }
 
 /* Raises an error for a key that send knows and this version does not. */
 static void
-refuse_key(int i, const char *key, const JsonbValue *value)
+refuse_key(const char *key, const JsonbValue *value)
 {
 	if (strcmp(key, "priority") == 0)
 	{
+		msgq_check_not_null(value->type == jbvNull, "priority");
 		if (value->type != jbvNumeric)
-			bad_message(i, "must have a number as \"priority\"");
-		refuse_priority(DatumGetInt32(DirectFunctionCall1(numeric_int4,
-														  NumericGetDatum(value->val.numeric))));
+			bad_message("must have a number as \"priority\"");
+		refuse_priority(DatumGetBool(DirectFunctionCall2(numeric_eq,
+														 NumericGetDatum(value->val.numeric),
+														 NumericGetDatum(int64_to_numeric(0)))));
 	}
 	else if (strcmp(key, "group_key") == 0)
 		msgq_refuse_unsupported("a group key");
@@ -455,7 +454,7 @@ refuse_key(int i, const char *key, const JsonbValue *value)
 	else if (strcmp(key, "idempotency_key") == 0)
 		msgq_refuse_unsupported("an idempotency key");
 	else
-		bad_message(i, psprintf("has an unknown key, \"%s\"", key));
+		bad_message(psprintf("has an unknown key, \"%s\"", key));
 }
 
 /* One object: message number i. */
@@ -488,36 +487,49 @@ set_message(Outgoing *out, int i, JsonbContainer *object)
 			if (strcmp(key, "headers") != 0 && strcmp(key, "delay") != 0 &&
 				strcmp(key, "deliver_at") != 0 && strcmp(key, "group_key") != 0 &&
 				strcmp(key, "ttl") != 0 && strcmp(key, "idempotency_key") != 0)
-				refuse_key(i, key, &value);
+				refuse_key(key, &value);
 		}
 		else if (strcmp(key, "headers") == 0)
 			set_headers(out, i, JsonbPGetDatum(JsonbValueToJsonb(&value)));
 		else if (strcmp(key, "delay") == 0)
 			delay = DatumGetIntervalP(DirectFunctionCall3(interval_in,
-														  CStringGetDatum(text_value(i, key, &value)),
+														  CStringGetDatum(text_value(key, &value)),
 														  ObjectIdGetDatum(InvalidOid),
 														  Int32GetDatum(-1)));
 		else if (strcmp(key, "deliver_at") == 0)
 		{
 			deliver_at = DatumGetTimestampTz(DirectFunctionCall3(timestamptz_in,
-																 CStringGetDatum(text_value(i, key, &value)),
+																 CStringGetDatum(text_value(key, &value)),
 																 ObjectIdGetDatum(InvalidOid),
 																 Int32GetDatum(-1)));
 			has_deliver_at = true;
 		}
 		else
-			refuse_key(i, key, &value);
+			refuse_key(key, &value);
 	}
 	if (!has_body)
-		bad_message(i, "has no \"body\"");
+		bad_message("has no \"body\"");
 	out->visible_at[i] = visible_time(out->now, delay,
 									  has_deliver_at ? &deliver_at : NULL);
+}
+
+/* Tells in which element an error was found. */
+static void
+element_context(void *arg)
+{
+	errcontext("element %d of argument \"messages\"", *(int *) arg + 1);
 }
 
 static void
 set_messages(Outgoing *out, Jsonb *messages)
 {
 	int			n;
+	int			i;
+	ErrorContextCallback context = {
+		.previous = error_context_stack,
+		.callback = element_context,
+		.arg = &i
+	};
 
 	if (!JB_ROOT_IS_ARRAY(messages) || JB_ROOT_IS_SCALAR(messages))
 		ereport(ERROR,
@@ -530,15 +542,17 @@ set_messages(Outgoing *out, Jsonb *messages)
 				 errmsg("argument \"%s\" must not have more than %d elements",
 						"messages", MSGQ_MAX_BATCH)));
 	allocate(out, n, Anum_segment_body);
-	for (int i = 0; i < n; i++)
+	error_context_stack = &context;
+	for (i = 0; i < n; i++)
 	{
 		JsonbValue *element = getIthJsonbValueFromContainer(&messages->root, i);
 
 		if (element->type != jbvBinary ||
 			!JsonContainerIsObject(element->val.binary.data))
-			bad_message(i, "must be a JSON object");
+			bad_message("must be a JSON object");
 		set_message(out, i, element->val.binary.data);
 	}
+	error_context_stack = context.previous;
 }
 
 PG_FUNCTION_INFO_V1(msgq_send_messages);
@@ -553,10 +567,7 @@ msgq_send_messages(PG_FUNCTION_ARGS)
 
 	set_messages(&out, messages);
 	ids = palloc(sizeof(int64) * out.n);
-	if (out.n == 0)
-		(void) msgq_queue_get(queue, MSGQ_RIGHT_SEND);
-	else
-		store("msgq.send_messages()", queue, &out, ids);
+	store("msgq.send_messages()", queue, &out, ids);
 
 	InitMaterializedSRF(fcinfo, 0);
 	for (int i = 0; i < out.n; i++)

@@ -44,6 +44,7 @@
 
 #include "argument.h"
 #include "message.h"
+#include "owner.h"
 #include "segment.h"
 
 /* The header that nack's error is kept in, and how much of it is. */
@@ -88,8 +89,10 @@ backoff(const MsgqQueue *queue, TimestampTz now, int32 failures)
 	double		most = msgq_time_after(now, &queue->max_retry_delay) - now;
 	double		delay = first * pow(queue->retry_multiplier, failures - 1);
 
-	/* Also where the power has left the range: not a number, or infinite. */
-	if (!(delay <= most))
+	/* The power may have become infinite, and times zero not a number. */
+	if (first == 0)
+		delay = 0;
+	else if (delay > most)
 		delay = most;
 	return (int64) (delay * pg_prng_double(&pg_global_prng_state));
 }
@@ -143,7 +146,7 @@ static MsgqChange
 change_of(const Settlement *settlement, const MsgqQueue *queue,
 		  TupleTableSlot *row, TimestampTz now)
 {
-	MsgqChange	change = {.visible_at = now};
+	MsgqChange	change = {.set_visible_at = true,.visible_at = now};
 	int32		failures;
 
 	switch (settlement->action)
@@ -363,7 +366,10 @@ settle_batch(FunctionCallInfo fcinfo, Settlement *settlement)
 	}
 
 	if (n == 0)
+	{
+		msgq_begin_change(settlement->command);
 		(void) msgq_queue_get(queue, MSGQ_RIGHT_RECEIVE);
+	}
 	else
 	{
 		MsgqStorage *storage = msgq_storage_open(settlement->command, queue,

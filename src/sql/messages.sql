@@ -95,7 +95,7 @@ COMMENT ON FUNCTION msgq.send_messages(text, jsonb) IS
 'stores up to 10000 messages, all or none, for drivers without arrays of jsonb; needs the right send.
 messages: a JSON array of objects with the arguments of msgq.send as keys (body is required; delay and deliver_at as text).
 Result: a row for each message in the order of the input: ordinal from 1, id, duplicate (false).
-Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, 0A000 argument not supported yet, 25006 read-only or standby.';
+Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument (22007 for a time that is none), 54000 message too large, 0A000 argument not supported yet, 25006 read-only or standby.';
 
 CREATE FUNCTION msgq.receive(
 	queue text,
@@ -119,7 +119,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 10;
 
 COMMENT ON FUNCTION msgq.pop(text, int) IS
 'receives messages and removes them, in the caller''s transaction: with the caller''s own writes in it each message has its effect exactly once, in a transaction of its own it is delivered at most once; needs the right receive. A rollback puts the messages back as they were.
-max_messages: 1 to 10000. Result: the messages; receipt is NULL.
+max_messages: 1 to 10000. Result: the messages, their counters with this delivery; receipt is NULL.
 Errors: as for msgq.receive.';
 
 CREATE FUNCTION msgq.ack(queue text, receipt uuid, strict boolean DEFAULT false)

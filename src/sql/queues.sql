@@ -38,8 +38,8 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.alter_queue(text, jsonb) IS
 'changes settings of a queue, all or nothing; needs the right admin.
-settings: an object whose keys are arguments of msgq.create_queue, intervals as text; priorities and ordered cannot change. Takes effect for calls that begin after the commit; messages in flight keep their lease.
-Errors: 22023 unknown key or bad value, 22004 NULL, 42704 no such queue, 42501 no right, 0A000 setting not supported yet.';
+settings: an object whose keys are arguments of msgq.create_queue, intervals as text; priorities and ordered cannot be changed. Takes effect for calls that begin after the commit; messages in flight keep their lease.
+Errors: 22023 unknown key or bad value (22007, 22P02, 22003 where its text is no interval or number), 22004 NULL, 42704 no such queue, 42501 no right, 0A000 setting not supported yet.';
 
 CREATE FUNCTION msgq.drop_queue(queue text, if_exists boolean DEFAULT false)
 RETURNS boolean

@@ -1,0 +1,338 @@
+--
+-- Who may do what.  A right on a queue is a privilege on its handle view, and
+-- every function checks it at every call.
+--
+SET client_min_messages = warning;
+
+CREATE ROLE regress_msgq_owner;
+CREATE ROLE regress_msgq_none;
+CREATE ROLE regress_msgq_peek;
+CREATE ROLE regress_msgq_send;
+CREATE ROLE regress_msgq_receive;
+CREATE ROLE regress_msgq_manage;
+CREATE ROLE regress_msgq_admin;
+CREATE ROLE regress_msgq_all;
+CREATE ROLE regress_msgq_super SUPERUSER;
+
+-- Object names carry the number of the queue, which is not the same each time.
+CREATE FUNCTION pg_temp.masked(message text) RETURNS text
+LANGUAGE sql AS $$ SELECT regexp_replace(message, '\mq\d+', 'qN', 'g') $$;
+
+-- What a statement raises when the role runs it; nothing that it does is kept.
+CREATE FUNCTION pg_temp.tried(role text, statement text) RETURNS text
+LANGUAGE plpgsql AS $$
+BEGIN
+	EXECUTE format('SET LOCAL ROLE %I', role);
+	EXECUTE statement;
+	RAISE SQLSTATE 'OKAY0';
+EXCEPTION
+	WHEN SQLSTATE 'OKAY0' THEN
+		RETURN 'nothing';
+	WHEN OTHERS THEN
+		RETURN SQLSTATE || ' ' || pg_temp.masked(SQLERRM);
+END
+$$;
+
+--
+-- Making queues needs CREATE on the schema, which nobody has at first.
+--
+SELECT pg_temp.tried('regress_msgq_owner', $$SELECT msgq.create_queue('rights')$$);
+GRANT CREATE ON SCHEMA msgq TO regress_msgq_owner;
+SET ROLE regress_msgq_owner;
+SELECT msgq.create_queue('rights');
+SELECT msgq.send('rights', '1');
+RESET ROLE;
+SELECT format('msgq.q%s', id) AS handle, format('msgq.q%s_1', id) AS segment, id
+FROM msgq.queues WHERE name = 'rights' \gset
+
+-- Queue storage belongs to the extension's owner; who made the queue has all
+-- rights on the handle, and may pass them on.
+SELECT pg_temp.masked(relname) AS relation, relkind,
+	relowner = (SELECT extowner FROM pg_extension WHERE extname = 'msgq') AS extension_owners
+FROM pg_class WHERE relname ~ format('^q%s(_|$)', :'id') AND relkind <> 'i' ORDER BY relname COLLATE "C";
+SELECT privilege_type, is_grantable
+FROM pg_class, aclexplode(relacl)
+WHERE oid = :'handle'::regclass AND grantee = 'regress_msgq_owner'::regrole ORDER BY 1;
+SELECT pg_temp.masked(relname) AS relation, grantee::regrole
+FROM pg_class, aclexplode(relacl)
+WHERE relname ~ format('^q%s(_|$)', :'id') AND relname <> format('q%s', :'id') AND grantee <> relowner;
+
+--
+-- Every function, with every right
+--
+CREATE TEMP TABLE call (n int GENERATED ALWAYS AS IDENTITY, name text, arguments text);
+INSERT INTO call (name, arguments) VALUES
+	('create_queue', $$'new'$$),
+	('alter_queue', $$'rights', '{"retry_delay": "1 s"}'$$),
+	('rename_queue', $$'rights', 'renamed'$$),
+	('drop_queue', $$'rights'$$),
+	('grant', $$'rights', 'regress_msgq_none', 'send'$$),
+	('revoke', $$'rights', 'regress_msgq_send', 'send'$$),
+	('purge', $$'rights'$$),
+	('send', $$'rights', '1'$$),
+	('send_bytes', $$'rights', '\x01'$$),
+	('send_batch', $$'rights', '{1}'$$),
+	('send_bytes_batch', $$'rights', '{"\\x01"}'$$),
+	('send_messages', $$'rights', '[{"body": 1}]'$$),
+	('receive', $$'rights'$$),
+	('pop', $$'rights'$$),
+	('ack', $$'rights', '6ba7b810-9dad-11d1-80b4-00c04fd430c8'$$),
+	('ack_batch', $$'rights', '{6ba7b810-9dad-11d1-80b4-00c04fd430c8}'$$),
+	('nack', $$'rights', '6ba7b810-9dad-11d1-80b4-00c04fd430c8'$$),
+	('nack_batch', $$'rights', '{6ba7b810-9dad-11d1-80b4-00c04fd430c8}'$$),
+	('extend', $$'rights', '6ba7b810-9dad-11d1-80b4-00c04fd430c8', '1 s'$$),
+	('extend_batch', $$'rights', '{6ba7b810-9dad-11d1-80b4-00c04fd430c8}', '1 s'$$),
+	('release', $$'rights', '6ba7b810-9dad-11d1-80b4-00c04fd430c8'$$),
+	('release_batch', $$'rights', '{6ba7b810-9dad-11d1-80b4-00c04fd430c8}'$$),
+	('cancel', $$'rights', 1$$),
+	('expire_lease', $$'rights', 1$$),
+	('peek', $$'rights'$$),
+	('why_empty', $$'rights'$$);
+-- All but what lies behind the views, which follow below.
+SELECT proname FROM pg_proc WHERE pronamespace = 'msgq'::regnamespace
+	AND proname NOT IN (SELECT name FROM call) ORDER BY proname COLLATE "C";
+
+SELECT msgq.grant('rights', 'regress_msgq_' || r, r) FROM unnest('{peek,send,receive,manage,admin}'::text[]) r;
+SELECT msgq.grant('rights', 'regress_msgq_all', r) FROM unnest('{peek,send,receive,manage,admin}'::text[]) r;
+SELECT grantee::regrole, privilege_type, is_grantable, grantor::regrole = relowner::regrole AS by_owner
+FROM pg_class, aclexplode(relacl)
+WHERE oid = :'handle'::regclass AND grantee NOT IN (relowner, 'regress_msgq_owner'::regrole)
+ORDER BY grantee::regrole::text COLLATE "C", privilege_type COLLATE "C";
+
+-- yes: it works.  -: permission denied.  Anything else is an error of the test.
+CREATE FUNCTION pg_temp.may(role text, call call) RETURNS text
+LANGUAGE plpgsql AS $$
+DECLARE
+	result text := pg_temp.tried('regress_msgq_' || role, format('SELECT msgq.%I(%s)', call.name, call.arguments));
+BEGIN
+	RETURN CASE WHEN result = 'nothing' THEN 'yes' WHEN result LIKE '42501 %' THEN '-' ELSE result END;
+END
+$$;
+SELECT name,
+	pg_temp.may('none', call) AS none,
+	pg_temp.may('peek', call) AS peek,
+	pg_temp.may('send', call) AS send,
+	pg_temp.may('receive', call) AS receive,
+	pg_temp.may('manage', call) AS manage,
+	pg_temp.may('admin', call) AS admin,
+	pg_temp.may('all', call) AS "all",
+	pg_temp.may('owner', call) AS creator,
+	pg_temp.may('super', call) AS super
+FROM call ORDER BY n;
+
+-- The message names the queue, and is the same for all.
+SELECT DISTINCT pg_temp.tried('regress_msgq_none', format('SELECT msgq.%I(%s)', name, arguments)) FROM call;
+-- An unknown queue is unknown to everybody.
+SELECT pg_temp.tried('regress_msgq_none', $$SELECT msgq.send('nowhere', '1')$$);
+
+-- A right given to public is everybody's.
+CREATE FUNCTION pg_temp.may_with_public("right" text, call call) RETURNS text
+LANGUAGE plpgsql AS $$
+DECLARE
+	result text;
+BEGIN
+	PERFORM msgq.grant('rights', 'public', "right");
+	result := pg_temp.may('none', call);
+	PERFORM msgq.revoke('rights', 'public', "right");
+	RETURN result;
+END
+$$;
+SELECT name,
+	pg_temp.may_with_public('peek', call) AS peek,
+	pg_temp.may_with_public('send', call) AS send,
+	pg_temp.may_with_public('receive', call) AS receive,
+	pg_temp.may_with_public('manage', call) AS manage,
+	pg_temp.may_with_public('admin', call) AS admin
+FROM call ORDER BY n;
+
+--
+-- The views show what one has a right to.
+--
+CREATE FUNCTION pg_temp.seen(role text) RETURNS TABLE (queues bigint, stats bigint, leases bigint)
+LANGUAGE plpgsql AS $$
+BEGIN
+	EXECUTE format('SET LOCAL ROLE %I', 'regress_msgq_' || role);
+	queues := (SELECT count(*) FROM msgq.queues WHERE name = 'rights');
+	stats := (SELECT count(*) FROM msgq.queue_stats WHERE queue = 'rights');
+	leases := (SELECT count(*) FROM msgq.leases WHERE queue = 'rights');
+	RESET ROLE;
+	RETURN NEXT;
+END
+$$;
+BEGIN;
+SELECT body FROM msgq.receive('rights');
+SELECT role, seen.* FROM unnest('{none,peek,send,receive,manage,admin,all,owner,super}'::text[]) role,
+	LATERAL pg_temp.seen(role) seen;
+ROLLBACK;
+-- A function of the caller's in the condition sees no more.
+CREATE FUNCTION rights_leak(name text) RETURNS boolean LANGUAGE plpgsql COST 0.0000001 AS $$
+BEGIN
+	IF name = 'rights' THEN
+		RAISE WARNING 'leaked %', name;
+	END IF;
+	RETURN true;
+END
+$$;
+SET ROLE regress_msgq_none;
+SELECT name FROM msgq.queues WHERE rights_leak(name) AND name = 'rights';
+RESET ROLE;
+DROP FUNCTION rights_leak(text);
+
+--
+-- Around the functions: the handle may be read with peek, and that is all.
+--
+SELECT role, statement, pg_temp.tried('regress_msgq_' || role, format(statement, object))
+FROM (VALUES
+	(1, 'peek', 'SELECT FROM %s', :'handle'),
+	(2, 'none', 'SELECT FROM %s', :'handle'),
+	(3, 'send', 'SELECT FROM %s', :'handle'),
+	(4, 'all', 'SELECT FROM %s', :'handle'),
+	(5, 'all', 'INSERT INTO %s (id) VALUES (1)', :'handle'),
+	(6, 'all', 'UPDATE %s SET failures = 1', :'handle'),
+	(7, 'all', 'DELETE FROM %s', :'handle'),
+	(8, 'all', 'TRUNCATE %s', :'handle'),
+	(9, 'owner', 'INSERT INTO %s (id) VALUES (1)', :'handle'),
+	(10, 'all', 'SELECT FROM %s', :'segment'),
+	(11, 'all', 'INSERT INTO %s (id) VALUES (1)', :'segment'),
+	(12, 'all', 'UPDATE %s SET failures = 1', :'segment'),
+	(13, 'all', 'DELETE FROM %s', :'segment'),
+	(14, 'all', 'TRUNCATE %s', :'segment'),
+	(15, 'owner', 'DELETE FROM %s', :'segment'),
+	(16, 'owner', 'DROP TABLE %s', :'segment'),
+	(17, 'owner', 'ALTER TABLE %s ADD x int', :'segment'),
+	(18, 'owner', 'CREATE INDEX ON %s (id)', :'segment'),
+	(19, 'all', 'CREATE RULE r AS ON INSERT TO %s DO INSTEAD NOTHING', :'handle'),
+	(20, 'all', 'SELECT FROM %s', 'msgq.queue'),
+	(21, 'all', 'DELETE FROM %s', 'msgq.queue'),
+	(22, 'all', 'SELECT FROM %s', 'msgq.segment'),
+	(23, 'owner', 'UPDATE %s SET state = state', 'msgq.segment'),
+	(24, 'owner', 'SELECT nextval(''%s'')', 'msgq.queue_id'),
+	(25, 'owner', 'SELECT nextval(''%s_id'')', :'handle'),
+	(26, 'owner', 'SELECT setval(''%s_id'', 1)', :'handle'),
+	(27, 'owner', 'SELECT last_value FROM %s_id', :'handle'),
+	(28, 'owner', 'DROP VIEW %s', :'handle'),
+	(29, 'owner', 'DELETE FROM %s', 'msgq.queues')
+) AS v(n, role, statement, object) ORDER BY n;
+
+--
+-- Granting and revoking
+--
+SELECT pg_temp.tried('regress_msgq_owner', format('SELECT msgq.%s', statement)) FROM (VALUES
+	(1, $$grant('rights', 'regress_msgq_nobody', 'send')$$),
+	(2, $$grant('rights', 'regress_msgq_none', 'sing')$$),
+	(3, $$grant('rights', 'regress_msgq_none', 'SEND')$$),
+	(4, $$grant('rights', 'regress_msgq_none', '')$$),
+	(5, $$grant('rights', 'regress_msgq_none', 'select')$$),
+	(6, $$grant('nowhere', 'regress_msgq_none', 'send')$$),
+	(7, $$revoke('rights', 'regress_msgq_nobody', 'send')$$),
+	(8, $$revoke('rights', 'regress_msgq_none', 'sing')$$),
+	(9, $$revoke('nowhere', 'regress_msgq_none', 'send')$$),
+	(10, $$grant('rights', 'regress_msgq_none', 'send')$$),
+	(11, $$revoke('rights', 'regress_msgq_none', 'send')$$)
+) AS v(n, statement) ORDER BY n;
+
+-- Twice is once; revoking what was not given does nothing.
+SELECT msgq.grant('rights', 'regress_msgq_none', 'send');
+SELECT msgq.grant('rights', 'regress_msgq_none', 'send');
+SELECT pg_temp.tried('regress_msgq_none', $$SELECT msgq.send('rights', '1')$$);
+SELECT msgq.revoke('rights', 'regress_msgq_none', 'send');
+SELECT pg_temp.tried('regress_msgq_none', $$SELECT msgq.send('rights', '1')$$);
+SELECT msgq.revoke('rights', 'regress_msgq_none', 'send');
+
+-- By membership, with and without inheriting it.
+CREATE ROLE regress_msgq_group;
+CREATE ROLE regress_msgq_member IN ROLE regress_msgq_group;
+CREATE ROLE regress_msgq_guest NOINHERIT IN ROLE regress_msgq_group;
+SELECT msgq.grant('rights', 'regress_msgq_group', 'send');
+SELECT role, pg_temp.tried(role, $$SELECT msgq.send('rights', '1')$$)
+FROM unnest('{regress_msgq_group,regress_msgq_member,regress_msgq_guest}'::text[]) role;
+REVOKE regress_msgq_group FROM regress_msgq_member;
+SELECT pg_temp.tried('regress_msgq_member', $$SELECT msgq.send('rights', '1')$$);
+SELECT msgq.grant('rights', 'regress_msgq_group', 'admin');
+GRANT regress_msgq_group TO regress_msgq_member;
+SELECT pg_temp.tried('regress_msgq_member', $$SELECT msgq.alter_queue('rights', '{"retry_delay": "1 s"}')$$);
+
+-- Who has admin may grant, to himself as well; and revoke what others granted.
+SET ROLE regress_msgq_admin;
+SELECT msgq.grant('rights', 'regress_msgq_admin', 'send');
+SELECT msgq.send('rights', '1') > 0 AS sent;
+SELECT msgq.grant('rights', 'regress_msgq_none', 'peek');
+RESET ROLE;
+SET ROLE regress_msgq_owner;
+SELECT msgq.revoke('rights', 'regress_msgq_none', 'peek');
+RESET ROLE;
+SELECT pg_temp.tried('regress_msgq_none', $$SELECT msgq.peek('rights')$$);
+-- A plain GRANT by the creator is as good, and revoke undoes that too, with
+-- what was passed on from it.
+SET ROLE regress_msgq_owner;
+GRANT SELECT ON :handle TO regress_msgq_none WITH GRANT OPTION;
+SET ROLE regress_msgq_none;
+GRANT SELECT ON :handle TO regress_msgq_guest;
+RESET ROLE;
+SELECT role, pg_temp.tried(role, $$SELECT msgq.peek('rights')$$)
+FROM unnest('{regress_msgq_none,regress_msgq_guest}'::text[]) role;
+SET ROLE regress_msgq_admin;
+SELECT msgq.revoke('rights', 'regress_msgq_none', 'peek');
+RESET ROLE;
+SELECT role, pg_temp.tried(role, $$SELECT msgq.peek('rights')$$)
+FROM unnest('{regress_msgq_none,regress_msgq_guest}'::text[]) role;
+-- The creator's own rights can go as well.
+SET ROLE regress_msgq_admin;
+SELECT msgq.revoke('rights', 'regress_msgq_owner', 'admin');
+RESET ROLE;
+SELECT pg_temp.tried('regress_msgq_owner', $$SELECT msgq.drop_queue('rights')$$);
+SELECT pg_temp.tried('regress_msgq_owner', $$SELECT msgq.send('rights', '1')$$);
+
+-- A rollback takes a grant back, in the session that made it too.
+BEGIN;
+SELECT msgq.grant('rights', 'regress_msgq_none', 'send');
+SELECT pg_temp.tried('regress_msgq_none', $$SELECT msgq.send('rights', '1')$$);
+ROLLBACK;
+SELECT pg_temp.tried('regress_msgq_none', $$SELECT msgq.send('rights', '1')$$);
+-- Rights outlive a rename.
+SELECT msgq.rename_queue('rights', 'right');
+SELECT pg_temp.tried('regress_msgq_send', $$SELECT msgq.send('right', '1')$$);
+SELECT msgq.rename_queue('right', 'rights');
+
+--
+-- Nobody's search_path, operators or tables in between matter.
+--
+CREATE SCHEMA rights_evil;
+CREATE FUNCTION rights_evil.boom(text, text) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+	RAISE EXCEPTION 'a function of the caller was called as %', current_user;
+END
+$$;
+CREATE OPERATOR rights_evil.= (LEFTARG = text, RIGHTARG = text, FUNCTION = rights_evil.boom);
+CREATE TABLE rights_evil.queue (id int, name text);
+GRANT USAGE ON SCHEMA rights_evil TO PUBLIC;
+GRANT CREATE ON SCHEMA msgq TO regress_msgq_none;
+SET ROLE regress_msgq_none;
+SET search_path = rights_evil, pg_catalog;
+SELECT msgq.create_queue('evil');
+SELECT msgq.alter_queue('evil', '{"retry_delay": "1 s"}');
+SELECT msgq.rename_queue('evil', 'less evil');
+SELECT msgq.grant('less evil', 'regress_msgq_send', 'send');
+SELECT msgq.revoke('less evil', 'regress_msgq_send', 'send');
+SELECT msgq.purge('less evil');
+SELECT count(*) FROM msgq.queue_stats;
+SELECT msgq.drop_queue('less evil');
+RESET search_path;
+RESET ROLE;
+DROP SCHEMA rights_evil CASCADE;
+
+-- Who may make queues may put a table where the next queue's would lie; it is
+-- never taken for the queue's.
+SELECT format('msgq.q%s_1', last_value + 1) AS squat FROM msgq.queue_id \gset
+SET ROLE regress_msgq_none;
+CREATE TABLE :squat (id bigint);
+RESET ROLE;
+SELECT pg_temp.tried('regress_msgq_owner', $$SELECT msgq.create_queue('squatted')$$);
+DROP TABLE :squat;
+
+-- Dropping the queue drops what was granted on it, so the roles can go.
+SELECT msgq.drop_queue('rights');
+REVOKE CREATE ON SCHEMA msgq FROM regress_msgq_owner, regress_msgq_none;
+DROP ROLE regress_msgq_owner, regress_msgq_none, regress_msgq_peek, regress_msgq_send, regress_msgq_receive,
+	regress_msgq_manage, regress_msgq_admin, regress_msgq_all, regress_msgq_super, regress_msgq_group,
+	regress_msgq_member, regress_msgq_guest;
