@@ -623,15 +623,25 @@ msgq_rename_queue(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-/* Removes the queue's storage, as far as it is there, and its metadata. */
+/*
+ * Removes the queue's storage, as far as it is there, and its metadata.  The
+ * tables that are in use are locked first, and all in the order in which
+ * senders and receivers lock them.
+ */
 static void
-drop_storage(int32 queue_id)
+drop_storage(const MsgqQueue *queue)
 {
+	int32		queue_id = queue->id;
 	MsgqSpi		spi;
 	int		   *numbers;
 	int			n;
 
 	msgq_spi_begin(&spi, msgq_storage_owner());
+	for (int i = 0; i < queue->nsegments; i++)
+	{
+		if (OidIsValid(queue->segments[i]))
+			LockRelationOid(queue->segments[i], AccessExclusiveLock);
+	}
 	numbers = segment_numbers(queue_id, &n);
 	if (OidIsValid(msgq_relation_oid(psprintf("q%d", queue_id))))
 		msgq_spi_run("DROP VIEW msgq.q%d", queue_id);
@@ -673,7 +683,7 @@ msgq_drop_queue(PG_FUNCTION_ARGS)
 	if (queue == NULL ||
 		!has_privs_of_role(GetUserId(), msgq_storage_owner()))
 		queue = msgq_queue_get(name, MSGQ_RIGHT_ADMIN);
-	drop_storage(queue->id);
+	drop_storage(queue);
 	msgq_queue_changed();
 	CommandCounterIncrement();
 	PG_RETURN_BOOL(true);

@@ -251,45 +251,60 @@ msgq_visit_met_unknown(MsgqVisit *visit, int64 key)
 	visit->stop = Min(visit->stop, key);
 }
 
-/*
- * Of the exceptions that begin above a key and whose transaction has ended,
- * the number of the lowest one; -1 if there is none.
- */
-int
-msgq_frontier_next_ended(const MsgqFrontier *frontier, int64 above)
+static int
+compare_exceptions(const void *left, const void *right)
 {
-	int			lowest = -1;
+	const MsgqException *a = left;
+	const MsgqException *b = right;
 
-	for (int i = 0; i < frontier->nexceptions; i++)
-	{
-		const MsgqException *exception = &frontier->exceptions[i];
-
-		if (exception->low <= above ||
-			(lowest >= 0 && exception->low >= frontier->exceptions[lowest].low))
-			continue;
-		if (has_ended(exception))
-			lowest = i;
-	}
-	return lowest;
+	return a->low < b->low ? -1 : a->low > b->low;
 }
 
 /*
- * Exception number n was visited up to visit->reached.  It makes room for
- * another one; what remains of it is entered again, as ended.
+ * Copies the exceptions whose transaction has ended, in rising order, to an
+ * array of MSGQ_MAX_EXCEPTIONS.  Returns their number.
+ */
+int
+msgq_frontier_ended(const MsgqFrontier *frontier, MsgqException *ended)
+{
+	int			n = 0;
+
+	for (int i = 0; i < frontier->nexceptions; i++)
+	{
+		if (has_ended(&frontier->exceptions[i]))
+			ended[n++] = frontier->exceptions[i];
+	}
+	qsort(ended, n, sizeof(MsgqException), compare_exceptions);
+	return n;
+}
+
+/*
+ * One of them was visited up to visit->reached.  What remains of it is entered
+ * again, as ended.
  */
 void
-msgq_frontier_visited(MsgqFrontier *frontier, int n, const MsgqVisit *visit)
+msgq_frontier_visited(MsgqFrontier *frontier, const MsgqException *visited,
+					  const MsgqVisit *visit)
 {
-	MsgqException *exception = &frontier->exceptions[n];
-	int64		high = exception->high;
 	int64		rest = Min(visit->reached, visit->stop);
 
-	*exception = frontier->exceptions[--frontier->nexceptions];
+	for (int i = 0; i < frontier->nexceptions; i++)
+	{
+		MsgqException *exception = &frontier->exceptions[i];
+
+		/* If what remains of another one has joined it, it stays. */
+		if (exception->xid == visited->xid &&
+			exception->low == visited->low && exception->high == visited->high)
+		{
+			*exception = frontier->exceptions[--frontier->nexceptions];
+			break;
+		}
+	}
 	for (int i = 0; i < visit->nexceptions; i++)
 		except(frontier, visit->exceptions[i].xid, visit->exceptions[i].low,
 			   visit->exceptions[i].high);
-	if (rest <= high)
-		except(frontier, InvalidTransactionId, rest, high);
+	if (rest <= visited->high)
+		except(frontier, InvalidTransactionId, rest, visited->high);
 }
 
 /*

@@ -86,8 +86,10 @@ extern void msgq_visit_begin(MsgqVisit *visit);
 extern void msgq_visit_met_open(MsgqVisit *visit, TransactionId xid, int64 key);
 extern void msgq_visit_met_unknown(MsgqVisit *visit, int64 key);
 
-extern int	msgq_frontier_next_ended(const MsgqFrontier *frontier, int64 above);
-extern void msgq_frontier_visited(MsgqFrontier *frontier, int n,
+extern int	msgq_frontier_ended(const MsgqFrontier *frontier,
+								MsgqException *ended);
+extern void msgq_frontier_visited(MsgqFrontier *frontier,
+								  const MsgqException *visited,
 								  const MsgqVisit *visit);
 extern void msgq_frontier_advance(MsgqFrontier *frontier,
 								  const MsgqVisit *visit, int64 limit);

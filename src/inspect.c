@@ -11,13 +11,10 @@
  */
 #include "msgq.h"
 
-#include "access/relation.h"
 #include "catalog/pg_type.h"
 #include "funcapi.h"
 #include "miscadmin.h"
-#include "storage/lmgr.h"
 #include "utils/builtins.h"
-#include "utils/rel.h"
 #include "utils/timestamp.h"
 
 #include "argument.h"
@@ -66,13 +63,18 @@ PG_FUNCTION_INFO_V1(msgq_peek);
 Datum
 msgq_peek(PG_FUNCTION_ARGS)
 {
-	MsgqQueue  *queue = msgq_queue_get(msgq_arg_name(fcinfo, 0, "queue"),
-									   MSGQ_RIGHT_PEEK);
+	char	   *name = msgq_arg_name(fcinfo, 0, "queue");
+	MsgqQueue  *queue;
 	int			count = msgq_arg_count(fcinfo, 1, "max_messages");
 	Datum		after_id = msgq_arg(fcinfo, 2, "after_id");
 	Oid			types[] = {INT8OID, INT4OID};
 	Datum		values[] = {after_id, Int32GetDatum(count)};
 	MsgqSpi		spi;
+
+	do
+	{
+		queue = msgq_queue_get(name, MSGQ_RIGHT_PEEK);
+	} while (!msgq_queue_lock_for_reading(queue));
 
 	InitMaterializedSRF(fcinfo, 0);
 	msgq_spi_begin(&spi, InvalidOid);
@@ -170,20 +172,16 @@ query_each_queue(FunctionCallInfo fcinfo, const char *query)
 	queues = msgq_queue_list(MSGQ_RIGHT_PEEK, &n);
 	for (int i = 0; i < n; i++)
 	{
-		/* A queue that was dropped meanwhile is none. */
-		Relation	handle = try_relation_open(queues[i]->handle,
-											   AccessShareLock);
 		Datum		name = CStringGetTextDatum(NameStr(queues[i]->name));
 		MsgqSpi		spi;
 
-		if (handle == NULL)
-			continue;
+		if (!msgq_queue_lock_for_reading(queues[i]))
+			continue;			/* dropped meanwhile */
 		msgq_spi_begin(&spi, InvalidOid);
 		msgq_spi_run_with(psprintf(query, queues[i]->id), SPI_OK_SELECT,
 						  1, &type, &now, NULL, false);
 		put_spi_rows((ReturnSetInfo *) fcinfo->resultinfo, 1, &name);
 		msgq_spi_end(&spi);
-		relation_close(handle, NoLock);
 	}
 }
 

@@ -7,13 +7,12 @@
  *
  * Each backend caches what it has looked up.  Whoever changes one of the two
  * tables sends a relcache invalidation for msgq.queue with his commit
- * (msgq_queue_changed); backends receive it at the latest when they next lock
- * a relation.  Receiving it only raises a counter, the generation; an entry
- * of an older generation is read again when it is next looked up.  So a user
- * of a queue
+ * (msgq_queue_changed).  Receiving it only raises a counter, the generation;
+ * an entry of an older generation is read again when it is next looked up.
+ * So a user of a queue
  *
- *	1. looks it up,
- *	2. locks its tables, which delivers pending invalidations, and
+ *	1. looks it up, after accepting pending invalidations,
+ *	2. locks its tables, which accepts those that came meanwhile, and
  *	3. starts again if the generation has changed or a table has gone
  *	   (msgq_storage_open in segment.c does this).
  *
@@ -29,6 +28,7 @@
 
 #include "access/genam.h"
 #include "access/htup_details.h"
+#include "access/relation.h"
 #include "access/table.h"
 #include "catalog/namespace.h"
 #include "miscadmin.h"
@@ -82,6 +82,16 @@ uint64
 msgq_queue_generation(void)
 {
 	return generation;
+}
+
+/*
+ * All queues have to be looked up anew: something was not there, so that what
+ * is cached must be old.
+ */
+void
+msgq_queue_forget_all(void)
+{
+	generation++;
 }
 
 /* ---------------------------------------------------------------------------
@@ -182,9 +192,9 @@ read_segments(MsgqQueue *queue, int room)
 	SysScanDesc scan;
 	ScanKeyData key;
 	HeapTuple	row;
+	Oid			active = InvalidOid;
 	int			n = 0;
 
-	queue->active = InvalidOid;
 	ScanKeyInit(&key, Anum_queue_segment_queue_id, BTEqualStrategyNumber,
 				F_INT4EQ, Int32GetDatum(queue->id));
 	scan = systable_beginscan(table, index, true, NULL, 1, &key);
@@ -202,7 +212,7 @@ read_segments(MsgqQueue *queue, int room)
 		oid = segment_oid(queue->id,
 						  DatumGetInt32(values[Anum_queue_segment_n - 1]));
 		if (strcmp(state, "active") == 0)
-			queue->active = oid;
+			active = oid;
 		else if (n < room)
 			queue->segments[n++] = oid;
 		else
@@ -212,7 +222,7 @@ read_segments(MsgqQueue *queue, int room)
 	table_close(table, AccessShareLock);
 
 	if (n < room)
-		queue->segments[n] = queue->active;
+		queue->segments[n] = active;
 	return n + 1;
 }
 
@@ -359,6 +369,8 @@ msgq_queue_find(const char *name)
 	MsgqQueue  *queue;
 	uint64		read_at;
 
+	/* A transaction that has its locks already would not hear otherwise. */
+	AcceptInvalidationMessages();
 	if (cache == NULL)
 		create_cache();
 	namestrcpy(&key, name);
@@ -403,6 +415,18 @@ msgq_right_name(AclMode right)
 	return NULL;
 }
 
+/* Were all of the queue's relations there when it was looked up? */
+static bool
+is_complete(const MsgqQueue *queue)
+{
+	for (int i = 0; i < queue->nsegments; i++)
+	{
+		if (!OidIsValid(queue->segments[i]))
+			return false;
+	}
+	return OidIsValid(queue->handle) && OidIsValid(queue->sequence);
+}
+
 static bool
 has_right(const MsgqQueue *queue, AclMode right)
 {
@@ -423,8 +447,7 @@ msgq_queue_get(const char *name, AclMode right)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("queue \"%s\" does not exist", name)));
-	if (!OidIsValid(queue->handle) || !OidIsValid(queue->sequence) ||
-		!OidIsValid(queue->active))
+	if (!is_complete(queue))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the storage of queue \"%s\" is incomplete", name),
@@ -442,6 +465,35 @@ msgq_queue_get(const char *name, AclMode right)
 	return queue;
 }
 
+/*
+ * Locks the queue against being dropped while it is read by SQL; the lock
+ * stays until the end of the transaction.  False if it has gone already, or
+ * its tables are others: then it has to be looked up anew.
+ *
+ * SQL would lock the handle first and then the tables, senders and receivers
+ * lock the tables; so this locks a table first, and so does whoever drops the
+ * queue.
+ */
+bool
+msgq_queue_lock_for_reading(const MsgqQueue *queue)
+{
+	Relation	table = try_relation_open(queue->segments[0], AccessShareLock);
+	Relation	handle = NULL;
+
+	if (table)
+	{
+		relation_close(table, NoLock);
+		handle = try_relation_open(queue->handle, AccessShareLock);
+	}
+	if (handle == NULL)
+	{
+		msgq_queue_forget_all();
+		return false;
+	}
+	relation_close(handle, NoLock);
+	return true;
+}
+
 /* All queues on which the current user has the right, by name. */
 MsgqQueue **
 msgq_queue_list(AclMode right, int *n)
@@ -455,7 +507,7 @@ msgq_queue_list(AclMode right, int *n)
 	{
 		MsgqQueue  *queue = lfirst(cell);
 
-		if (OidIsValid(queue->handle) && has_right(queue, right))
+		if (is_complete(queue) && has_right(queue, right))
 			list[(*n)++] = queue;
 	}
 	return list;

@@ -71,7 +71,6 @@ typedef struct MsgqQueue
 	float8		retry_multiplier;
 	Interval	max_retry_delay;
 	int32		max_message_bytes;
-	Oid			active;			/* segment that takes new messages */
 	int			nsegments;
 	Oid			segments[FLEXIBLE_ARRAY_MEMBER];	/* that may hold messages,
 													 * the active one last */
@@ -79,9 +78,11 @@ typedef struct MsgqQueue
 
 extern void msgq_queue_init(void);
 extern uint64 msgq_queue_generation(void);
+extern void msgq_queue_forget_all(void);
 extern void msgq_queue_changed(void);
 extern MsgqQueue *msgq_queue_find(const char *name);
 extern MsgqQueue *msgq_queue_get(const char *name, AclMode right);
+extern bool msgq_queue_lock_for_reading(const MsgqQueue *queue);
 extern MsgqQueue **msgq_queue_list(AclMode right, int *n);
 extern const char *msgq_right_name(AclMode right);
 

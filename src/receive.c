@@ -146,19 +146,16 @@ static void
 visit_exceptions(Receiver *receiver, MsgqSegment *segment, MsgqOrder order,
 				 MsgqFrontier *frontier, int64 end)
 {
-	int64		above = PG_INT64_MIN;
-	int			n;
+	MsgqException ended[MSGQ_MAX_EXCEPTIONS];
+	int			n = msgq_frontier_ended(frontier, ended);
 
-	while (receiver->wanted > 0 &&
-		   (n = msgq_frontier_next_ended(frontier, above)) >= 0)
+	for (int i = 0; i < n && receiver->wanted > 0; i++)
 	{
-		MsgqException exception = frontier->exceptions[n];
 		MsgqVisit	visit;
 
-		(void) visit_range(receiver, segment, order, exception.low,
-						   Min(exception.high, end), &visit);
-		msgq_frontier_visited(frontier, n, &visit);
-		above = exception.low;
+		(void) visit_range(receiver, segment, order, ended[i].low,
+						   Min(ended[i].high, end), &visit);
+		msgq_frontier_visited(frontier, &ended[i], &visit);
 	}
 }
 

@@ -227,7 +227,7 @@ open_segment(Relation table, const MsgqQueue *queue)
 /*
  * Locks the tables in which a queue keeps its messages, or only that which
  * takes new ones.  False, with none of them open, if the queue has changed
- * since it was looked up.
+ * since it was looked up, or its tables have.
  */
 static bool
 lock_tables(const MsgqQueue *queue, bool active_only, uint64 generation,
@@ -242,14 +242,10 @@ lock_tables(const MsgqQueue *queue, bool active_only, uint64 generation,
 
 		if (table)
 			tables[(*n)++] = table;
-		if (table && msgq_queue_generation() == generation)
+		else
+			msgq_queue_forget_all();
+		if (msgq_queue_generation() == generation)
 			continue;
-		if (table == NULL && msgq_queue_generation() == generation)
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("the storage of queue \"%s\" is incomplete",
-							NameStr(queue->name)),
-					 errhint("Restore it from a dump, or drop the queue.")));
 		while (*n > 0)
 			table_close(tables[--(*n)], RowExclusiveLock);
 		return false;
