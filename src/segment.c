@@ -35,8 +35,10 @@
  *
  * Settlements wait.  The usual case needs no snapshot either: the row is
  * found with a dirty one, nobody else holds it, and it is changed.  If
- * somebody does, it is looked up again with a fresh MVCC snapshot, which
- * cannot miss it between two of its versions, and locked, following updates.
+ * somebody does, it is looked up with a fresh MVCC snapshot, which cannot miss
+ * it between two of its versions; whoever is changing it is waited for; and
+ * it is looked up again.  It is not locked meanwhile: a receipt that turns out
+ * to be stale leaves nothing behind.
  *
  * The append horizon.  A sender holds the append lock of its queue in shared
  * mode from before it takes its first id until the index entries of its last
@@ -559,6 +561,22 @@ outcome_of(TM_Result result)
 	}
 }
 
+/*
+ * Is the row in segment->row still the current version?  Then stores who is
+ * changing it: invalid if nobody is, though it may be locked.
+ */
+static bool
+is_current(MsgqSegment *segment, TransactionId *open_xid)
+{
+	SnapshotData dirty;
+
+	InitDirtySnapshot(dirty);
+	if (!table_tuple_satisfies_snapshot(segment->table, segment->row, &dirty))
+		return false;
+	*open_xid = dirty.xmax;
+	return true;
+}
+
 /* Replaces the row that was found by its changed version, in new_row. */
 static MsgqOutcome
 change_row(MsgqSegment *segment, const MsgqChange *change, bool wait)
@@ -666,12 +684,8 @@ msgq_walk_end(MsgqWalk *walk)
 static MsgqOutcome
 who_holds(MsgqWalk *walk)
 {
-	MsgqSegment *segment = walk->segment;
-
-	if (!table_tuple_satisfies_snapshot(segment->table, segment->row,
-										&walk->dirty))
+	if (!is_current(walk->segment, &walk->open_xid))
 		return MSGQ_GONE;
-	walk->open_xid = walk->dirty.xmax;
 	return TransactionIdIsValid(walk->open_xid) ? MSGQ_OPEN : MSGQ_HELD;
 }
 
@@ -720,7 +734,7 @@ begin_look_up(MsgqSegment *segment, Snapshot snapshot, int64 id)
 
 /*
  * Finds the message, in segment->row, if it is there and no other transaction
- * is changing it.  False means nothing: ask msgq_segment_lock.
+ * is changing it.  False means nothing: ask msgq_segment_look_up.
  */
 bool
 msgq_segment_find(MsgqSegment *segment, int64 id)
@@ -739,46 +753,51 @@ msgq_segment_find(MsgqSegment *segment, int64 id)
 }
 
 /*
- * Finds the message in segment->row and locks it, waiting for whoever changes
- * it.  False if it is not in this segment, at the time of the caller's active
- * snapshot, which must be a fresh one, or any more.
+ * Finds the message, in segment->row, as the active snapshot shows it: if that
+ * is a fresh one, the version that is committed, whoever is changing it.
  */
 bool
-msgq_segment_lock(MsgqSegment *segment, int64 id)
+msgq_segment_look_up(MsgqSegment *segment, int64 id)
 {
-	Snapshot	snapshot = GetActiveSnapshot();
-	IndexScanDesc scan = begin_look_up(segment, snapshot, id);
+	IndexScanDesc scan = begin_look_up(segment, GetActiveSnapshot(), id);
 	bool		found = index_getnext_slot(scan, ForwardScanDirection,
 										   segment->row);
-	ItemPointerData tid = segment->row->tts_tid;
-	TM_FailureData failure;
 
 	index_endscan(scan);
-	if (!found)
-		return false;
-	return table_tuple_lock(segment->table, &tid, snapshot, segment->row,
-							GetCurrentCommandId(true), LockTupleExclusive,
-							LockWaitBlock,
-							TUPLE_LOCK_FLAG_LOCK_UPDATE_IN_PROGRESS |
-							TUPLE_LOCK_FLAG_FIND_LAST_VERSION,
-							&failure) == TM_Ok;
+	return found;
 }
 
 /*
- * Changes the row that was found.  Does not wait, so that the times in the
- * change are still true when it is made; whoever has locked the row
- * beforehand says so, and will not have to.
+ * Waits until no other open transaction is changing the row that was found.
+ * True if it had to, or if the row was changed before: look it up again.
  */
-MsgqOutcome
-msgq_segment_change(MsgqSegment *segment, const MsgqChange *change,
-					bool is_locked)
+bool
+msgq_segment_wait(MsgqSegment *segment)
 {
-	return change_row(segment, change, is_locked);
+	TransactionId open_xid;
+
+	if (!is_current(segment, &open_xid))
+		return true;
+	if (!TransactionIdIsValid(open_xid))
+		return false;
+	XactLockTableWait(open_xid, segment->table, &segment->row->tts_tid,
+					  XLTW_Update);
+	return true;
 }
 
-/* Removes it, likewise. */
+/*
+ * Changes the row that was found.  Whoever asks not to wait can be sure that
+ * the times in the change are still true when it is made.
+ */
 MsgqOutcome
-msgq_segment_remove(MsgqSegment *segment, bool is_locked)
+msgq_segment_change(MsgqSegment *segment, const MsgqChange *change, bool wait)
 {
-	return remove_row(segment, is_locked);
+	return change_row(segment, change, wait);
+}
+
+/* Removes it. */
+MsgqOutcome
+msgq_segment_remove(MsgqSegment *segment, bool wait)
+{
+	return remove_row(segment, wait);
 }

@@ -95,11 +95,11 @@ extern MsgqOutcome msgq_walk_claim(MsgqWalk *walk, const MsgqChange *change);
 extern MsgqOutcome msgq_walk_remove(MsgqWalk *walk, const MsgqChange *change);
 
 extern bool msgq_segment_find(MsgqSegment *segment, int64 id);
-extern bool msgq_segment_lock(MsgqSegment *segment, int64 id);
+extern bool msgq_segment_look_up(MsgqSegment *segment, int64 id);
+extern bool msgq_segment_wait(MsgqSegment *segment);
 extern MsgqOutcome msgq_segment_change(MsgqSegment *segment,
-									   const MsgqChange *change,
-									   bool is_locked);
-extern MsgqOutcome msgq_segment_remove(MsgqSegment *segment, bool is_locked);
+									   const MsgqChange *change, bool wait);
+extern MsgqOutcome msgq_segment_remove(MsgqSegment *segment, bool wait);
 extern void msgq_segment_own_all(MsgqSegment *segment);
 
 #endif							/* MSGQ_SEGMENT_H */

@@ -17,7 +17,8 @@
  *	- Another open transaction has it: it extends the lease, settles the same
  *	  receipt, or gives the message to somebody else.  Then we wait for it,
  *	  and check the receipt against whatever the row has become.  If it aborts,
- *	  that is the row that it was.  If the row is gone, all segments are looked
+ *	  that is the row that it was.  We do not lock the row, so if somebody else
+ *	  comes first we wait again.  If the row is gone, all segments are looked
  *	  through once more, since it may have been moved to another one.
  *
  * The time of a change is read after the waiting, just before it is made.  A
@@ -188,7 +189,7 @@ change_of(const Settlement *settlement, const MsgqQueue *queue,
  */
 static MsgqOutcome
 apply(const Settlement *settlement, const MsgqQueue *queue,
-	  MsgqSegment *segment, bool is_locked, bool *stale)
+	  MsgqSegment *segment, bool wait, bool *stale)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	MsgqChange	change;
@@ -197,9 +198,9 @@ apply(const Settlement *settlement, const MsgqQueue *queue,
 	if (*stale)
 		return MSGQ_GONE;
 	if (settlement->action == ACK || settlement->action == CANCEL)
-		return msgq_segment_remove(segment, is_locked);
+		return msgq_segment_remove(segment, wait);
 	change = change_of(settlement, queue, segment->row, now);
-	return msgq_segment_change(segment, &change, is_locked);
+	return msgq_segment_change(segment, &change, wait);
 }
 
 /* ---------------------------------------------------------------------------
@@ -225,28 +226,49 @@ report_stale(const Settlement *settlement, const MsgqQueue *queue,
 	return false;
 }
 
-/* The row is somebody else's, or was: wait, and look at what there is then. */
+/* The segment that has the committed version of the message, or NULL. */
+static MsgqSegment *
+look_up(MsgqStorage *storage, int64 id)
+{
+	MsgqSegment *found = NULL;
+
+	PushActiveSnapshot(GetLatestSnapshot());
+	for (int i = 0; i < storage->nsegments && found == NULL; i++)
+	{
+		if (msgq_segment_look_up(storage->segments[i], id))
+			found = storage->segments[i];
+	}
+	PopActiveSnapshot();
+	return found;
+}
+
+/*
+ * The row is somebody else's, or was: wait, and look at what there is then.
+ * Each time around, somebody else's change has ended.
+ */
 static bool
 settle_contended(const Settlement *settlement, MsgqStorage *storage)
 {
-	bool		stale = false;
+	int			misses = 0;
 
-	for (int attempt = 0; attempt < 2; attempt++)
+	while (misses < 2)
 	{
-		PushActiveSnapshot(GetLatestSnapshot());
-		for (int i = 0; i < storage->nsegments; i++)
-		{
-			MsgqSegment *segment = storage->segments[i];
-			MsgqOutcome outcome;
+		MsgqSegment *segment = look_up(storage, settlement->receipt.id);
+		bool		stale;
 
-			if (!msgq_segment_lock(segment, settlement->receipt.id))
-				continue;
-			outcome = apply(settlement, storage->queue, segment, true, &stale);
-			PopActiveSnapshot();
-			return outcome == MSGQ_DONE ||
-				report_stale(settlement, storage->queue, true);
+		CHECK_FOR_INTERRUPTS();
+		if (segment == NULL)
+		{
+			misses++;
+			continue;
 		}
-		PopActiveSnapshot();
+		if (msgq_segment_wait(segment))
+			continue;
+		if (apply(settlement, storage->queue, segment, true,
+				  &stale) == MSGQ_DONE)
+			return true;
+		if (stale)
+			return report_stale(settlement, storage->queue, true);
 	}
 	return report_stale(settlement, storage->queue, false);
 }
