@@ -188,8 +188,8 @@ take_ready(Receiver *receiver, MsgqSegment *segment)
 	if (receiver->wanted == 0)
 		return;
 
-	/* A horizon holds for ever; a new one is wanted only to pass it. */
-	if (frontier->position > frontier->horizon)
+	/* A horizon holds for ever; a new one is wanted to get there, or on. */
+	if (frontier->position >= frontier->horizon)
 		msgq_append_horizon(receiver->queue, &frontier->horizon);
 	(void) visit_range(receiver, segment, MSGQ_READY, frontier->position,
 					   PG_INT64_MAX, &visit);
