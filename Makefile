@@ -29,9 +29,16 @@ OBJS = \
 	src/receive.o \
 	src/lease.o \
 	src/settle.o \
+	src/wakeup.o \
+	src/shared.o \
+	src/ring.o \
+	src/worker.o \
+	src/stats.o \
+	src/health.o \
 	src/inspect.o \
 	src/rights.o \
-	src/owner.o
+	src/owner.o \
+	src/testing.o
 
 # In the order in which CREATE EXTENSION needs them.
 SQL_PARTS = \
@@ -39,6 +46,7 @@ SQL_PARTS = \
 	src/sql/queues.sql \
 	src/sql/messages.sql \
 	src/sql/views.sql \
+	src/sql/operation.sql \
 	src/sql/rights.sql
 
 INSTALL_SCRIPT_SQL = $(EXTENSION)--$(EXTVERSION).sql

@@ -6,6 +6,9 @@
 # kind on servers of its own.  What counts is the test file: a regression
 # test, an isolation spec, or a TAP script, passed or failed as a whole.
 #
+# Everything runs twice, since the state that backends share has two homes:
+# with msgq preloaded, and without.  HOMES chooses one of them.
+#
 # REGRESS, ISOLATION and PROVE_TESTS choose single tests, as they do for
 # `make installcheck`.  Logs and differences are left in tmp/test/logs.
 
@@ -16,6 +19,8 @@ set -euo pipefail
 
 # A test that hangs must fail, not the whole run vanish.
 TIME_LIMIT=${MSGQ_TEST_TIME_LIMIT:-1500}
+
+HOMES=${HOMES:-preloaded plain}
 
 passed=0
 failed=0
@@ -52,7 +57,7 @@ tally() {
 	bad=$((expected - ok - skipped))
 	passed=$((passed + ok))
 	failed=$((failed + bad))
-	text="$kind $ok passed, $bad failed"
+	text="$kind, $home: $ok passed, $bad failed"
 	if [ "$skipped" -gt 0 ]; then
 		text+=", $skipped skipped"
 	fi
@@ -76,24 +81,24 @@ keep() {
 # pg_regress and the isolation tester, which is pg_regress with other files.
 run_regress() {
 	local kind=$1 variable=$2 output=$3 status=0
-	local log=$logs/$kind.log tests=("${@:4}")
+	local log=$logs/$home.$kind.log tests=("${@:4}")
 	local off=(REGRESS= ISOLATION= TAP_TESTS=)
 
 	if [ ${#tests[@]} -eq 0 ]; then
 		return
 	fi
-	printf '\n== %s: %s tests\n' "$kind" "${#tests[@]}"
+	printf '\n== %s, %s: %s tests\n' "$kind" "$home" "${#tests[@]}"
 	# Relative, so that a blank in the tree's path does not part an option.
 	installcheck "$log" "${off[@]/#$variable=*/$variable=${tests[*]}}" \
 		EXTRA_REGRESS_OPTS="--temp-instance=../../$kind \
-			--temp-config=test/server.conf \
+			--temp-config=test/$home.conf \
 			--no-locale --encoding=UTF8" || status=$?
 	tally "$kind" ${#tests[@]} "$(count_regress "$log")"
 	if [ "$status" -ne 0 ]; then
-		keep "$MSGQ_SOURCE/$output/regression.diffs" "$kind.diffs"
-		keep "$work/$kind/log/postmaster.log" "$kind.server.log"
-		cat "$logs/$kind.diffs" 2>/dev/null || tail -n 30 \
-			"$logs/$kind.server.log" 2>/dev/null || true
+		keep "$MSGQ_SOURCE/$output/regression.diffs" "$home.$kind.diffs"
+		keep "$work/$kind/log/postmaster.log" "$home.$kind.server.log"
+		cat "$logs/$home.$kind.diffs" 2>/dev/null || tail -n 30 \
+			"$logs/$home.$kind.server.log" 2>/dev/null || true
 	fi
 	# What a run over the time limit left; pg_regress removes its own.
 	servers_kill "$work/$kind"
@@ -102,19 +107,19 @@ run_regress() {
 
 # prove prints one line per script: "test/tap/a.pl .. ok", or what failed.
 run_tap() {
-	local log=$logs/tap.log tests=("$@") status=0
+	local log=$logs/$home.tap.log tests=("$@") status=0
 
 	if [ ${#tests[@]} -eq 0 ]; then
 		return
 	fi
-	printf '\n== tap: %s scripts\n' ${#tests[@]}
-	installcheck "$log" REGRESS= ISOLATION= TAP_TESTS=1 \
+	printf '\n== tap, %s: %s scripts\n' "$home" ${#tests[@]}
+	MSGQ_TEST_HOME=$home installcheck "$log" REGRESS= ISOLATION= TAP_TESTS=1 \
 		PROVE_TESTS="${tests[*]}" || status=$?
 	tally tap ${#tests[@]} \
 		"$(grep -cE '^test/tap/[^ ]+ \.+ ok$' "$log" || true)" \
 		"$(grep -cE '^test/tap/[^ ]+ \.+ skipped' "$log" || true)"
 	if [ "$status" -ne 0 ]; then
-		keep "$MSGQ_SOURCE/tmp_check/log" tap
+		keep "$MSGQ_SOURCE/tmp_check/log" "$home.tap"
 	fi
 }
 
@@ -139,8 +144,36 @@ finish() {
 	mv "$kept" "$MSGQ_TOP/tmp/test/logs"
 }
 
+# The servers of pg_regress and of the isolation tester in this home.
+write_server_conf() {
+	local conf=$MSGQ_SOURCE/test/$home.conf
+
+	cp "$MSGQ_SOURCE/test/server.conf" "$conf"
+	if [ "$home" = preloaded ]; then
+		echo "shared_preload_libraries = 'msgq'" >>"$conf"
+	fi
+}
+
+# All kinds that were asked for, in this home.
+run_kinds() {
+	local tests
+
+	if [[ " $kinds " == *" regress "* ]]; then
+		read -ra tests <<<"${REGRESS:-$(names sql sql | xargs)}"
+		run_regress regress REGRESS . "${tests[@]}"
+	fi
+	if [[ " $kinds " == *" isolation "* ]]; then
+		read -ra tests <<<"${ISOLATION:-$(names test/isolation/specs spec | xargs)}"
+		run_regress isolation ISOLATION output_iso "${tests[@]}"
+	fi
+	if [[ " $kinds " == *" tap "* ]]; then
+		read -ra tests <<<"${PROVE_TESTS:-$(names test/tap pl | sed 's|.*|test/tap/&.pl|' | xargs)}"
+		run_tap "${tests[@]}"
+	fi
+}
+
 main() {
-	local kinds="${*:-regress isolation tap}" part tests
+	local kinds="${*:-regress isolation tap}" part home
 
 	# A run that was killed has cleaned up nothing.
 	servers_kill "$MSGQ_TOP/tmp/test/"
@@ -155,18 +188,10 @@ main() {
 	pg_private "$work/pg"
 	cp "$work/pg/build.log" "$logs/"
 
-	if [[ " $kinds " == *" regress "* ]]; then
-		read -ra tests <<<"${REGRESS:-$(names sql sql | xargs)}"
-		run_regress regress REGRESS . "${tests[@]}"
-	fi
-	if [[ " $kinds " == *" isolation "* ]]; then
-		read -ra tests <<<"${ISOLATION:-$(names test/isolation/specs spec | xargs)}"
-		run_regress isolation ISOLATION output_iso "${tests[@]}"
-	fi
-	if [[ " $kinds " == *" tap "* ]]; then
-		read -ra tests <<<"${PROVE_TESTS:-$(names test/tap pl | sed 's|.*|test/tap/&.pl|' | xargs)}"
-		run_tap "${tests[@]}"
-	fi
+	for home in $HOMES; do
+		write_server_conf
+		run_kinds
+	done
 
 	printf '\n%s\n' "$("$PG_CONFIG" --version)"
 	for part in "${summary[@]}"; do

@@ -35,9 +35,12 @@
 #include "utils/timestamp.h"
 
 #include "argument.h"
+#include "admin.h"
 #include "owner.h"
 #include "queue.h"
 #include "segment.h"
+#include "stats.h"
+#include "wakeup.h"
 
 /* A new queue's ring. */
 #define INITIAL_SEGMENTS	3
@@ -241,9 +244,9 @@ segment_numbers(int32 queue_id, int *n)
 	return numbers;
 }
 
-/* Says on the view and on each table whose they are. */
-static void
-comment_on_storage(int32 queue_id, const char *name)
+/* Says on the view and on each table whose they are; within SPI. */
+void
+msgq_storage_comment(int32 queue_id, const char *name)
 {
 	char	   *view = quote_literal_cstr(psprintf("queue \"%s\": its messages, and the rights on it",
 												   name));
@@ -262,8 +265,9 @@ comment_on_storage(int32 queue_id, const char *name)
  * ---------------------------------------------------------------------------
  */
 
-static void
-create_segment(int32 queue_id, int n)
+/* Makes table number n of a ring; to be called within SPI. */
+void
+msgq_segment_create(int32 queue_id, int n, const char *state)
 {
 	msgq_spi_run("CREATE TABLE msgq.q%1$d_%2$d ("
 				 "id bigint NOT NULL CONSTRAINT q%1$d_%2$d_pkey PRIMARY KEY, "
@@ -280,18 +284,20 @@ create_segment(int32 queue_id, int n)
 				 "data bytea) USING heap", queue_id, n);
 	msgq_spi_run("CREATE INDEX q%1$d_%2$d_due ON msgq.q%1$d_%2$d (visible_at) "
 				 "WHERE visible_at IS NOT NULL", queue_id, n);
-	msgq_spi_run("INSERT INTO msgq.segment (queue_id, n, state) VALUES (%d, %d, '%s')",
-				 queue_id, n, n == 1 ? "active" : "empty");
+	msgq_spi_run("INSERT INTO msgq.segment (queue_id, n, state, turn, moved) "
+				 "VALUES (%d, %d, '%s', 0, false)",
+				 queue_id, n, state);
 }
 
-static void
-create_handle(int32 queue_id)
+/* Makes the view over tables 1 to nsegments, or makes it anew. */
+void
+msgq_handle_create(int32 queue_id, int nsegments)
 {
 	StringInfoData sql;
 
 	initStringInfo(&sql);
-	appendStringInfo(&sql, "CREATE VIEW msgq.q%d AS", queue_id);
-	for (int n = 1; n <= INITIAL_SEGMENTS; n++)
+	appendStringInfo(&sql, "CREATE OR REPLACE VIEW msgq.q%d AS", queue_id);
+	for (int n = 1; n <= nsegments; n++)
 		appendStringInfo(&sql, "%s SELECT id, visible_at, leased_at, deliveries, "
 						 "failures, priority, enqueued_at, expires_at, group_key, "
 						 "headers, body, data FROM msgq.q%d_%d",
@@ -345,9 +351,9 @@ create(const char *name, QueueRow *row)
 	insert_row(row);
 	msgq_spi_run("CREATE SEQUENCE msgq.q%d_id AS bigint CACHE 1", id);
 	for (int n = 1; n <= INITIAL_SEGMENTS; n++)
-		create_segment(id, n);
-	create_handle(id);
-	comment_on_storage(id, name);
+		msgq_segment_create(id, n, n == 1 ? "active" : "empty");
+	msgq_handle_create(id, INITIAL_SEGMENTS);
+	msgq_storage_comment(id, name);
 	grant_all(id, creator);
 	msgq_spi_end(&spi);
 }
@@ -616,7 +622,7 @@ msgq_rename_queue(PG_FUNCTION_ARGS)
 	msgq_spi_begin(&spi, msgq_storage_owner());
 	run_for_queue("UPDATE msgq.queue SET name = $2 WHERE id = $1",
 				  SPI_OK_UPDATE, queue->id, new_name);
-	comment_on_storage(queue->id, new_name);
+	msgq_storage_comment(queue->id, new_name);
 	msgq_spi_end(&spi);
 	msgq_queue_changed();
 	CommandCounterIncrement();
@@ -654,6 +660,8 @@ drop_storage(const MsgqQueue *queue)
 		msgq_spi_run("DROP SEQUENCE msgq.q%d_id", queue_id);
 	run_for_queue("DELETE FROM msgq.segment WHERE queue_id = $1",
 				  SPI_OK_DELETE, queue_id, NULL);
+	run_for_queue("DELETE FROM msgq.queue_total WHERE queue_id = $1",
+				  SPI_OK_DELETE, queue_id, NULL);
 	run_for_queue("DELETE FROM msgq.queue WHERE id = $1",
 				  SPI_OK_DELETE, queue_id, NULL);
 	msgq_spi_end(&spi);
@@ -683,6 +691,9 @@ msgq_drop_queue(PG_FUNCTION_ARGS)
 	if (queue == NULL ||
 		!has_privs_of_role(GetUserId(), msgq_storage_owner()))
 		queue = msgq_queue_get(name, MSGQ_RIGHT_ADMIN);
+	/* Those who wait for a message there wait in vain. */
+	if (OidIsValid(queue->sequence))
+		msgq_wake_at_commit(msgq_slot_get(queue), MSGQ_MAX_BATCH);
 	drop_storage(queue);
 	msgq_queue_changed();
 	CommandCounterIncrement();
@@ -701,7 +712,8 @@ msgq_purge(PG_FUNCTION_ARGS)
 {
 	char	   *name = msgq_arg_name(fcinfo, 0, "queue");
 	MsgqStorage *storage = msgq_storage_open("msgq.purge()", name,
-											 MSGQ_RIGHT_MANAGE, false);
+											 MSGQ_RIGHT_MANAGE, MSGQ_ALL);
+	MsgqSlot   *slot = storage->slot;
 	int			n = storage->nsegments;
 	char	  **deletes = palloc(sizeof(char *) * n);
 	int64		removed = 0;
@@ -723,5 +735,6 @@ msgq_purge(PG_FUNCTION_ARGS)
 	}
 	msgq_spi_end(&spi);
 	CommandCounterIncrement();
+	msgq_count(slot, MSGQ_PURGED, removed);
 	PG_RETURN_INT64(removed);
 }

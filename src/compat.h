@@ -14,6 +14,9 @@
 #include "access/tableam.h"
 #include "catalog/pg_namespace.h"
 #include "executor/executor.h"
+#include "pgstat.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
 #include "utils/acl.h"
 #include "utils/timestamp.h"
 
@@ -90,6 +93,49 @@ msgq_interval_is_finite(const Interval *interval)
 	return !INTERVAL_NOT_FINITE(interval);
 #else
 	return true;
+#endif
+}
+
+/* 17 has a registry through which backends find dynamic shared memory. */
+#if PG_VERSION_NUM >= 170000
+#include "storage/dsm_registry.h"
+
+#define MSGQ_HAVE_DSM_REGISTRY	1
+#else
+#define MSGQ_HAVE_DSM_REGISTRY	0
+#endif
+
+/* 17 moved a process's number out of its PGPROC. */
+static inline int
+msgq_my_process_number(void)
+{
+#if PG_VERSION_NUM >= 170000
+	return MyProcNumber;
+#else
+	return MyProc->pgprocno;
+#endif
+}
+
+/*
+ * From libpq/libpq.h, which wants the headers of GSSAPI where the server was
+ * built with it: the events of the client's connection, the socket's first.
+ */
+extern PGDLLIMPORT WaitEventSet *FeBeWaitSet;
+
+#define MSGQ_CLIENT_SOCKET_POSITION	0
+
+/* 17 lets extensions name what their processes wait for. */
+static inline uint32
+msgq_wait_event(void)
+{
+#if PG_VERSION_NUM >= 170000
+	static uint32 event = 0;
+
+	if (event == 0)
+		event = WaitEventExtensionNew("MsgqWait");
+	return event;
+#else
+	return PG_WAIT_EXTENSION;
 #endif
 }
 

@@ -1,6 +1,6 @@
 /*
  * frontier.c
- *		How far a backend has walked through a segment, so that it never walks
+ *		How far anybody has walked through a segment, so that nobody walks
  *		over the same dead rows twice.
  *
  * The problem.  A consumed message leaves dead rows and dead index entries.
@@ -8,33 +8,35 @@
  * looks for the first message from the start of the index passes all of them,
  * more with each message, until the queue stands still.
  *
- * The answer.  Each backend keeps a frontier for each segment and each of the
- * two orders in which it looks for messages (MsgqOrder).  A frontier is a
+ * The answer.  There is a frontier for each segment and each of the two
+ * orders in which messages are looked for (MsgqOrder).  A frontier is a
  * position, below which there is nothing to be had, plus exceptions: ranges
  * of keys in which something may still appear, with the transaction that it
  * depends on.  It is a snapshot, in the space of keys.  A receive visits the
  * exceptions whose transaction has ended, and then walks on from the
  * position.
  *
- * It is a hint in the sense that it can be thrown away at any time, at the
- * price of one long walk.  It is not a hint in the other direction: a
- * position that is too high loses a message, for this backend.  So:
+ * It lies in the queue's slot in shared memory (shared.c), or, where there is
+ * none, in the backend; the code is the same.  It is a hint in the sense that
+ * it can be thrown away at any time, at the price of one long walk.  It is
+ * not a hint in the other direction: a position that is too high loses a
+ * message until the audit finds it (ring.c).  So:
  *
  * 1. Walks use a dirty snapshot (segment.c).  They see the rows that other
  *    open transactions insert and claim, and whose they are; those become
  *    exceptions, in msgq_visit_met_open.  An open insert matters when it
- *    commits, an open claim when it aborts: both when the transaction ends,
- *    so it does not matter which.  The transaction may be a subtransaction.
- *    Prepared ones are open.
+ *    commits, an open claim when it aborts.  The transaction may be a
+ *    subtransaction.  Prepared ones are open.
  *
  * 2. A dirty snapshot hides what our own transaction has claimed or removed.
  *    If that is rolled back, it is there again.  So segment.c enters every
- *    row that it is about to change (msgq_frontier_own), with the nesting
- *    level of the subtransaction.  When a subtransaction commits its ranges
- *    become its parent's; when one aborts they become exceptions that have
- *    ended; at the commit of the whole they are forgotten; at PREPARE they
- *    become exceptions of the transaction, which is a stranger's from then
- *    on.
+ *    row that it is about to change (msgq_frontier_own), with the xid of the
+ *    subtransaction, and whenever we move a frontier, our ranges below it
+ *    become exceptions under that xid.  That covers all ends which the
+ *    transaction can take: for a rollback, also to a savepoint, they are
+ *    ranges whose transaction has ended; at PREPARE they are a stranger's.
+ *    After a commit there is nothing to be found in them, and we take out
+ *    what is ours.
  *
  * 3. A row that is held by somebody who cannot be told stops the frontier,
  *    not the walk (msgq_visit_met_unknown).
@@ -44,9 +46,11 @@
  *    (msgq_append_horizon in segment.c).
  *
  * 5. A visit collects what it finds in a MsgqVisit and changes nothing.  What
- *    it found takes effect at its end, in one step that cannot fail.  After a
- *    cancel or an error in between, the frontier is the older, slower one;
- *    claims that were made meanwhile are rolled back, and rule 2 covers them.
+ *    it found takes effect at its end, in one short section under the lock:
+ *    the union of the exceptions, the maximum of the positions.  After a
+ *    cancel or an error in between, the frontier is the older, slower one.
+ *    Two visits to the same range do no harm: each of them enters what it
+ *    has met.
  *
  * 6. An exception goes only after all of its range was visited.  If there are
  *    too many, the position goes back to the lowest key of the one that finds
@@ -54,15 +58,20 @@
  *
  * What a clock can do.  Ids grow; due times do not.  A new due time is the
  * writer's clock or later, but between reading the clock and entering the key
- * into the index some time passes, and clocks are set back.  So the frontier
- * of the due walk keeps DUE_MARGIN away from now, starts from the beginning
- * when the clock has gone back, and starts from the beginning anyhow at
- * intervals that are long compared with what that costs (RESCAN_*).  A
- * message that becomes due behind the frontier is late by at most such an
- * interval.
+ * into the index some time passes.  So the frontier of the due walk keeps
+ * DUE_MARGIN away from now, and a writer who finds that he was slower than
+ * half of that takes the frontier back and counts a late key; a walk that
+ * finds late keys counted since it began does not move the frontier.  What is
+ * left is a clock that is set back, and, with frontiers in the backend, the
+ * late keys of others: so the walk starts from the beginning when the clock
+ * has gone back, and anyhow at intervals that are long compared with what
+ * that costs (RESCAN_*).  A message that becomes due behind the frontier is
+ * late by at most such an interval.
  *
- * All of this is one backend's own memory: no locks.  The callbacks at the
- * end of a transaction do not allocate and cannot fail.
+ * Locks.  A frontier in shared memory is protected by its slot's lock, which
+ * is held for the copying of one frontier, and under which no other lock is
+ * taken.  What happens at the end of a transaction does not allocate and
+ * cannot fail.
  *
  * src/frontier.c
  */
@@ -75,9 +84,13 @@
 #include "utils/memutils.h"
 
 #include "frontier.h"
+#include "testing.h"
 
 /* How close to now the frontier of the due walk may come. */
 #define DUE_MARGIN			(10 * INT64CONST(1000))
+
+/* A clock that has gone back by more than this was set. */
+#define CLOCK_TOLERANCE		USECS_PER_SEC
 
 /*
  * Time from the end of one walk over everything that is due to the next: so
@@ -88,92 +101,138 @@
 #define RESCAN_MAX_INTERVAL	(60 * USECS_PER_SEC)
 
 /* More segments than this, and all are forgotten, to be walked anew. */
-#define MAX_SEGMENTS		1024
+#define MAX_LOCAL_SEGMENTS	1024
+
+/* A transaction that began so many xids ago has ended. */
+#define LONG_AGO			(UINT64CONST(1) << 30)
 
 /*
  * An OID can be used again after its table was dropped; the time at which
  * its queue was made cannot.
  */
-typedef struct FrontierKey
+typedef struct LocalKey
 {
 	Oid			segment;
 	MsgqOrder	order;
 	TimestampTz created_at;
-} FrontierKey;
+} LocalKey;
 
-typedef struct FrontierEntry
+typedef struct LocalEntry
 {
-	FrontierKey key;
+	LocalKey	key;
 	MsgqFrontier *frontier;
-} FrontierEntry;
+} LocalEntry;
 
-static HTAB *frontiers = NULL;
+static HTAB *local_frontiers = NULL;
 
-/* Frontiers in which the current transaction has ranges of its own. */
-static slist_head owned = SLIST_STATIC_INIT(owned);
+/* What the current transaction has claimed or removed. */
+typedef struct OwnRange
+{
+	MsgqFrontierRef ref;
+	FullTransactionId xid;
+	int			nest_level;		/* of the subtransaction, or what it is in */
+	bool		entered;		/* as an exception */
+	int64		low;
+	int64		high;
+} OwnRange;
+
+static OwnRange *own = NULL;
+static int	nown = 0;
+static int	own_room = 0;
+
+/* ---------------------------------------------------------------------------
+ * Frontiers in the backend
+ * ---------------------------------------------------------------------------
+ */
+
+/* Makes a frontier one of which nothing is known. */
+void
+msgq_frontier_start(MsgqFrontier *frontier)
+{
+	memset(frontier, 0, sizeof(MsgqFrontier));
+	frontier->position = PG_INT64_MIN;
+	frontier->horizon = PG_INT64_MIN;
+}
 
 static void
-create_table(void)
+create_local_table(void)
 {
 	HASHCTL		control = {
-		.keysize = sizeof(FrontierKey),
-		.entrysize = sizeof(FrontierEntry),
+		.keysize = sizeof(LocalKey),
+		.entrysize = sizeof(LocalEntry),
 		.hcxt = TopMemoryContext,
 	};
 
 	control.hcxt = AllocSetContextCreate(TopMemoryContext, "msgq frontiers",
 										 ALLOCSET_DEFAULT_SIZES);
-	frontiers = hash_create("msgq frontiers", 64, &control,
-							HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	local_frontiers = hash_create("msgq frontiers", 64, &control,
+								  HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 }
 
-/* Forgets all frontiers but those that the current transaction depends on. */
+/* Between transactions nobody points at them. */
 static void
-forget_some(void)
+forget_local_frontiers(void)
 {
 	HASH_SEQ_STATUS status;
-	FrontierEntry *entry;
+	LocalEntry *entry;
 
-	hash_seq_init(&status, frontiers);
+	hash_seq_init(&status, local_frontiers);
 	while ((entry = hash_seq_search(&status)) != NULL)
 	{
-		if (entry->frontier->nown > 0)
-			continue;
-		if (entry->frontier->own)
-			pfree(entry->frontier->own);
 		pfree(entry->frontier);
-		(void) hash_search(frontiers, &entry->key, HASH_REMOVE, NULL);
+		(void) hash_search(local_frontiers, &entry->key, HASH_REMOVE, NULL);
 	}
 }
 
 /*
- * The frontier of a segment in one order; a new one begins at the start.
- * Valid until the end of the current call.
+ * The backend's own frontier of a segment in one order; a new one begins at
+ * the start.  Valid until the end of the transaction.
  */
-MsgqFrontier *
-msgq_frontier_get(Oid segment, TimestampTz created_at, MsgqOrder order)
+MsgqFrontierRef
+msgq_frontier_local(Oid segment, TimestampTz created_at, MsgqOrder order)
 {
-	FrontierKey key;
-	FrontierEntry *entry;
-	MsgqFrontier *frontier;
+	MsgqFrontierRef ref = {.segment = segment,.order = order};
+	LocalKey	key;
+	LocalEntry *entry;
 
 	memset(&key, 0, sizeof(key));
 	key.segment = segment;
 	key.order = order;
 	key.created_at = created_at;
 
-	if (frontiers == NULL)
-		create_table();
-	entry = hash_search(frontiers, &key, HASH_FIND, NULL);
-	if (entry)
-		return entry->frontier;
+	if (local_frontiers == NULL)
+		create_local_table();
+	entry = hash_search(local_frontiers, &key, HASH_FIND, NULL);
+	if (entry == NULL)
+	{
+		MsgqFrontier *frontier = MemoryContextAlloc(TopMemoryContext,
+													sizeof(MsgqFrontier));
 
-	frontier = MemoryContextAllocZero(TopMemoryContext, sizeof(MsgqFrontier));
-	frontier->position = PG_INT64_MIN;
-	frontier->horizon = PG_INT64_MIN;
-	entry = hash_search(frontiers, &key, HASH_ENTER, NULL);
-	entry->frontier = frontier;
-	return frontier;
+		msgq_frontier_start(frontier);
+		entry = hash_search(local_frontiers, &key, HASH_ENTER, NULL);
+		entry->frontier = frontier;
+	}
+	ref.frontier = entry->frontier;
+	return ref;
+}
+
+/* ---------------------------------------------------------------------------
+ * Locking
+ * ---------------------------------------------------------------------------
+ */
+
+static void
+lock_frontier(MsgqFrontierRef ref, LWLockMode mode)
+{
+	if (ref.lock)
+		LWLockAcquire(ref.lock, mode);
+}
+
+static void
+unlock_frontier(MsgqFrontierRef ref)
+{
+	if (ref.lock)
+		LWLockRelease(ref.lock);
 }
 
 /* ---------------------------------------------------------------------------
@@ -181,67 +240,111 @@ msgq_frontier_get(Oid segment, TimestampTz created_at, MsgqOrder order)
  * ---------------------------------------------------------------------------
  */
 
-static bool
-has_ended(const MsgqException *exception)
+/*
+ * Xids in shared memory outlive the 32 bits that rows have.  One that was
+ * met in progress, or is ours, is not far behind the next one.
+ */
+static FullTransactionId
+widen(TransactionId xid, FullTransactionId next)
 {
-	return !TransactionIdIsValid(exception->xid) ||
-		!TransactionIdIsInProgress(exception->xid);
+	uint32		epoch = EpochFromFullTransactionId(next);
+
+	if (xid > XidFromFullTransactionId(next))
+		epoch--;
+	return FullTransactionIdFromEpochAndXid(epoch, xid);
+}
+
+static bool
+has_ended(const MsgqException *exception, FullTransactionId next)
+{
+	FullTransactionId xid = exception->xid;
+
+	return !FullTransactionIdIsValid(xid) ||
+		U64FromFullTransactionId(next) - U64FromFullTransactionId(xid) > LONG_AGO ||
+		!TransactionIdIsInProgress(XidFromFullTransactionId(xid));
+}
+
+static bool
+is_our_insert(const MsgqException *exception)
+{
+	return !exception->only_claims &&
+		TransactionIdIsCurrentTransactionId(XidFromFullTransactionId(exception->xid));
 }
 
 /*
- * Adds a range to exceptions of which there are *n, to that of the same
- * transaction if there is one.  False if there is no room.
+ * Enters a range below the position, into that of the same transaction if
+ * there is one; where there is no room, the frontier goes back before it.
+ * The caller holds the lock.
  */
-static bool
-add_exception(MsgqException *exceptions, int *n, TransactionId xid,
-			  int64 low, int64 high)
+static void
+except(MsgqFrontier *frontier, FullTransactionId xid, int64 low, int64 high,
+	   bool only_claims)
 {
 	MsgqException *exception;
 
-	for (int i = 0; i < *n; i++)
+	if (low >= frontier->position)
+		return;					/* the walk will come by anyhow */
+	for (int i = 0; i < frontier->nexceptions; i++)
 	{
-		exception = &exceptions[i];
-		if (exception->xid == xid)
+		exception = &frontier->exceptions[i];
+		if (FullTransactionIdEquals(exception->xid, xid))
 		{
 			exception->low = Min(exception->low, low);
 			exception->high = Max(exception->high, high);
-			return true;
+			exception->only_claims &= only_claims;
+			return;
 		}
 	}
-	if (*n == MSGQ_MAX_EXCEPTIONS)
-		return false;
-	exception = &exceptions[(*n)++];
+	if (frontier->nexceptions == MSGQ_MAX_EXCEPTIONS)
+	{
+		frontier->position = low;
+		return;
+	}
+	exception = &frontier->exceptions[frontier->nexceptions++];
 	exception->xid = xid;
 	exception->low = low;
 	exception->high = high;
-	return true;
-}
-
-/* Enters a range; where there is no room, the frontier goes back before it. */
-static void
-except(MsgqFrontier *frontier, TransactionId xid, int64 low, int64 high)
-{
-	if (low >= frontier->position)
-		return;					/* the walk will come by anyhow */
-	if (!add_exception(frontier->exceptions, &frontier->nexceptions,
-					   xid, low, high))
-		frontier->position = low;
+	exception->only_claims = only_claims;
 }
 
 void
-msgq_visit_begin(MsgqVisit *visit)
+msgq_visit_begin(MsgqVisit *visit, int64 low)
 {
-	visit->reached = PG_INT64_MIN;
+	visit->reached = low;
 	visit->stop = PG_INT64_MAX;
-	visit->nexceptions = 0;
+	visit->nopen = 0;
 }
 
-/* The visit has passed a row that depends on an open transaction. */
+/*
+ * The visit has passed a row that an open transaction has claimed or removed,
+ * or else has inserted.
+ */
 void
-msgq_visit_met_open(MsgqVisit *visit, TransactionId xid, int64 key)
+msgq_visit_met_open(MsgqVisit *visit, TransactionId xid, int64 key,
+					bool is_claim)
 {
-	if (!add_exception(visit->exceptions, &visit->nexceptions, xid, key, key))
+	int			i;
+
+	for (i = 0; i < visit->nopen; i++)
+	{
+		if (visit->open[i].xid == xid)
+		{
+			visit->open[i].low = Min(visit->open[i].low, key);
+			visit->open[i].high = Max(visit->open[i].high, key);
+			visit->open[i].only_claims &= is_claim;
+			return;
+		}
+	}
+	if (i == MSGQ_MAX_EXCEPTIONS)
+	{
 		msgq_visit_met_unknown(visit, key);
+		return;
+	}
+	visit->open[i].xid = xid;
+	visit->open[i].low = key;
+	visit->open[i].high = key;
+	visit->open[i].only_claims = is_claim;
+	visit->nopen++;
 }
 
 /* The visit has passed a row, and nobody knows when to look again. */
@@ -261,68 +364,155 @@ compare_exceptions(const void *left, const void *right)
 }
 
 /*
- * Copies the exceptions whose transaction has ended, in rising order, to an
- * array of MSGQ_MAX_EXCEPTIONS.  Returns their number.
+ * Keeps of a view's exceptions those whose transaction has ended, and those
+ * in which others have met what our own transaction has inserted: to us, it
+ * is there.
  */
-int
-msgq_frontier_ended(const MsgqFrontier *frontier, MsgqException *ended)
+static void
+keep_ended(MsgqView *view)
 {
+	FullTransactionId next;
 	int			n = 0;
 
-	for (int i = 0; i < frontier->nexceptions; i++)
+	if (view->nended == 0)
+		return;
+	next = ReadNextFullTransactionId();
+	for (int i = 0; i < view->nended; i++)
 	{
-		if (has_ended(&frontier->exceptions[i]))
-			ended[n++] = frontier->exceptions[i];
+		if (has_ended(&view->ended[i], next) || is_our_insert(&view->ended[i]))
+			view->ended[n++] = view->ended[i];
 	}
-	qsort(ended, n, sizeof(MsgqException), compare_exceptions);
-	return n;
+	view->nended = n;
+	qsort(view->ended, n, sizeof(MsgqException), compare_exceptions);
+}
+
+static void
+copy_to_view(const MsgqFrontier *frontier, MsgqView *view)
+{
+	view->position = frontier->position;
+	view->horizon = frontier->horizon;
+	view->late_keys = frontier->late_keys;
+	view->nended = frontier->nexceptions;
+	memcpy(view->ended, frontier->exceptions,
+		   sizeof(MsgqException) * frontier->nexceptions);
+}
+
+/* The frontier as it is now. */
+void
+msgq_frontier_view(MsgqFrontierRef ref, MsgqView *view)
+{
+	lock_frontier(ref, LW_SHARED);
+	copy_to_view(ref.frontier, view);
+	unlock_frontier(ref);
+	keep_ended(view);
 }
 
 /*
- * One of them was visited up to visit->reached.  What remains of it is entered
- * again, as ended.
+ * Enters what a visit has met, and what our own transaction hides from it.
+ * The caller holds the lock.
+ */
+static void
+enter_open(MsgqFrontierRef ref, const MsgqVisit *visit, FullTransactionId next)
+{
+	for (int i = 0; i < visit->nopen; i++)
+		except(ref.frontier, widen(visit->open[i].xid, next),
+			   visit->open[i].low, visit->open[i].high,
+			   visit->open[i].only_claims);
+	for (int i = 0; i < nown; i++)
+	{
+		if (own[i].ref.segment != ref.segment ||
+			own[i].ref.order != ref.order ||
+			own[i].low >= ref.frontier->position)
+			continue;
+		except(ref.frontier, own[i].xid, own[i].low, own[i].high, true);
+		own[i].entered = true;
+	}
+}
+
+/*
+ * An exception of a view was visited up to visit->reached.  What remains of
+ * it is entered again, as ended.
  */
 void
-msgq_frontier_visited(MsgqFrontier *frontier, const MsgqException *visited,
+msgq_frontier_visited(MsgqFrontierRef ref, const MsgqException *visited,
 					  const MsgqVisit *visit)
 {
+	MsgqFrontier *frontier = ref.frontier;
+	FullTransactionId next = ReadNextFullTransactionId();
 	int64		rest = Min(visit->reached, visit->stop);
 
+	lock_frontier(ref, LW_EXCLUSIVE);
 	for (int i = 0; i < frontier->nexceptions; i++)
 	{
 		MsgqException *exception = &frontier->exceptions[i];
 
 		/* If what remains of another one has joined it, it stays. */
-		if (exception->xid == visited->xid &&
+		if (FullTransactionIdEquals(exception->xid, visited->xid) &&
 			exception->low == visited->low && exception->high == visited->high)
 		{
 			*exception = frontier->exceptions[--frontier->nexceptions];
 			break;
 		}
 	}
-	for (int i = 0; i < visit->nexceptions; i++)
-		except(frontier, visit->exceptions[i].xid, visit->exceptions[i].low,
-			   visit->exceptions[i].high);
+	enter_open(ref, visit, next);
 	if (rest <= visited->high)
-		except(frontier, InvalidTransactionId, rest, visited->high);
+		except(frontier, InvalidFullTransactionId, rest, visited->high, false);
+	unlock_frontier(ref);
 }
 
 /*
- * The visit began at the position: moves it to where the visit got, but not
- * above limit or the visit's stop, and enters what it found below.
+ * The visit began at the view's position: moves the frontier to where the
+ * visit got, but not above limit or the visit's stop, and enters what it
+ * found below.
+ *
+ * If the frontier is ahead of the visit, others were faster.  If it has gone
+ * back since, the visit says nothing about what lies between.
  */
 void
-msgq_frontier_advance(MsgqFrontier *frontier, const MsgqVisit *visit,
-					  int64 limit)
+msgq_frontier_advance(MsgqFrontierRef ref, const MsgqView *view,
+					  const MsgqVisit *visit, int64 limit)
 {
+	MsgqFrontier *frontier = ref.frontier;
+	FullTransactionId next = ReadNextFullTransactionId();
 	int64		position = Min(Min(visit->reached, visit->stop), limit);
 
-	if (position <= frontier->position)
-		return;
-	frontier->position = position;
-	for (int i = 0; i < visit->nexceptions; i++)
-		except(frontier, visit->exceptions[i].xid, visit->exceptions[i].low,
-			   visit->exceptions[i].high);
+	lock_frontier(ref, LW_EXCLUSIVE);
+	frontier->horizon = Max(frontier->horizon, view->horizon);
+	if (position > frontier->position &&
+		frontier->position >= view->position &&
+		frontier->late_keys == view->late_keys)
+		frontier->position = position;
+	enter_open(ref, visit, next);
+	unlock_frontier(ref);
+}
+
+/* A copy of all of it, for the audit. */
+void
+msgq_frontier_copy(MsgqFrontierRef ref, MsgqFrontier *copy)
+{
+	lock_frontier(ref, LW_SHARED);
+	*copy = *ref.frontier;
+	unlock_frontier(ref);
+}
+
+/* Have keys been written behind the frontier since it was copied? */
+bool
+msgq_frontier_has_late_keys(MsgqFrontierRef ref, const MsgqFrontier *copy)
+{
+	MsgqFrontier now;
+
+	msgq_frontier_copy(ref, &now);
+	return now.late_keys != copy->late_keys;
+}
+
+/* Nothing is known any more: the next walk begins at the start. */
+void
+msgq_frontier_restart(MsgqFrontierRef ref)
+{
+	lock_frontier(ref, LW_EXCLUSIVE);
+	ref.frontier->position = PG_INT64_MIN;
+	ref.frontier->nexceptions = 0;
+	unlock_frontier(ref);
 }
 
 /* ---------------------------------------------------------------------------
@@ -330,23 +520,47 @@ msgq_frontier_advance(MsgqFrontier *frontier, const MsgqVisit *visit,
  * ---------------------------------------------------------------------------
  */
 
-/*
- * Before a due walk at this time: starts from the beginning if it is time
- * to.  Returns the limit for msgq_frontier_advance.
- */
-int64
-msgq_frontier_begin_due(MsgqFrontier *frontier, TimestampTz now)
+static bool
+wants_rescan(const MsgqFrontier *frontier, TimestampTz now)
 {
-	if (now < frontier->last_walk ||
-		(!frontier->rescanning && now >= frontier->rescan_at))
+	return now < frontier->last_walk - CLOCK_TOLERANCE ||
+		(!frontier->rescanning && now >= frontier->rescan_at);
+}
+
+/* The frontier for a due walk at this time, from the start if need be. */
+void
+msgq_frontier_view_due(MsgqFrontierRef ref, TimestampTz now, MsgqView *view)
+{
+	MsgqFrontier *frontier = ref.frontier;
+	bool		rescan;
+
+	lock_frontier(ref, LW_SHARED);
+	copy_to_view(frontier, view);
+	rescan = wants_rescan(frontier, now);
+	unlock_frontier(ref);
+
+	if (rescan)
 	{
-		/* Exceptions are below any position, so the walk covers them. */
-		frontier->position = PG_INT64_MIN;
-		frontier->nexceptions = 0;
-		frontier->rescanning = true;
-		frontier->rescan_entries = 0;
+		lock_frontier(ref, LW_EXCLUSIVE);
+		if (wants_rescan(frontier, now))
+		{
+			/* Exceptions are below any position, so the walk covers them. */
+			frontier->position = PG_INT64_MIN;
+			frontier->nexceptions = 0;
+			frontier->rescanning = true;
+			frontier->rescan_entries = 0;
+			frontier->last_walk = now;
+		}
+		copy_to_view(frontier, view);
+		unlock_frontier(ref);
 	}
-	frontier->last_walk = now;
+	keep_ended(view);
+}
+
+/* The limit for msgq_frontier_advance after such a walk. */
+int64
+msgq_frontier_due_limit(TimestampTz now)
+{
 	return now - DUE_MARGIN;
 }
 
@@ -355,18 +569,40 @@ msgq_frontier_begin_due(MsgqFrontier *frontier, TimestampTz now)
  * the end of what is due.
  */
 void
-msgq_frontier_end_due(MsgqFrontier *frontier, TimestampTz now, int64 entries,
+msgq_frontier_end_due(MsgqFrontierRef ref, TimestampTz now, int64 entries,
 					  bool complete)
 {
-	if (!frontier->rescanning)
+	MsgqFrontier *frontier = ref.frontier;
+
+	lock_frontier(ref, LW_EXCLUSIVE);
+	frontier->last_walk = Max(frontier->last_walk, now);
+	if (frontier->rescanning)
+	{
+		frontier->rescan_entries += entries;
+		if (complete)
+		{
+			frontier->rescanning = false;
+			frontier->rescan_at = now +
+				Min(RESCAN_INTERVAL + RESCAN_PER_ENTRY * frontier->rescan_entries,
+					RESCAN_MAX_INTERVAL);
+		}
+	}
+	unlock_frontier(ref);
+}
+
+/*
+ * The index entry of a due time is in.  If that took long, walks may have
+ * passed its place.
+ */
+void
+msgq_frontier_wrote_due(MsgqFrontierRef ref, int64 key)
+{
+	if (key >= msgq_now() - DUE_MARGIN / 2)
 		return;
-	frontier->rescan_entries += entries;
-	if (!complete)
-		return;
-	frontier->rescanning = false;
-	frontier->rescan_at = now +
-		Min(RESCAN_INTERVAL + RESCAN_PER_ENTRY * frontier->rescan_entries,
-			RESCAN_MAX_INTERVAL);
+	lock_frontier(ref, LW_EXCLUSIVE);
+	ref.frontier->late_keys++;
+	ref.frontier->position = Min(ref.frontier->position, key);
+	unlock_frontier(ref);
 }
 
 /* ---------------------------------------------------------------------------
@@ -375,18 +611,17 @@ msgq_frontier_end_due(MsgqFrontier *frontier, TimestampTz now, int64 entries,
  */
 
 static void
-make_room_for_own(MsgqFrontier *frontier)
+make_room_for_own(void)
 {
-	int			room = frontier->own_room ? 2 * frontier->own_room : 4;
+	int			room = own_room ? 2 * own_room : 16;
 
-	if (frontier->nown < frontier->own_room)
+	if (nown < own_room)
 		return;
-	if (frontier->own)
-		frontier->own = repalloc(frontier->own, sizeof(MsgqOwnRange) * room);
+	if (own)
+		own = repalloc(own, sizeof(OwnRange) * room);
 	else
-		frontier->own = MemoryContextAlloc(TopMemoryContext,
-										   sizeof(MsgqOwnRange) * room);
-	frontier->own_room = room;
+		own = MemoryContextAlloc(TopMemoryContext, sizeof(OwnRange) * room);
+	own_room = room;
 }
 
 /*
@@ -395,113 +630,91 @@ make_room_for_own(MsgqFrontier *frontier)
  * entered in vain costs a visit at worst.
  */
 void
-msgq_frontier_own(MsgqFrontier *frontier, int64 low, int64 high)
+msgq_frontier_own(MsgqFrontierRef ref, int64 low, int64 high)
 {
-	int			nest_level = GetCurrentTransactionNestLevel();
-	MsgqOwnRange *last;
+	FullTransactionId xid = GetCurrentFullTransactionId();
 
-	if (frontier->nown > 0)
+	for (int i = nown - 1; i >= 0; i--)
 	{
-		last = &frontier->own[frontier->nown - 1];
-		if (last->nest_level == nest_level)
+		if (own[i].ref.segment == ref.segment &&
+			own[i].ref.order == ref.order &&
+			FullTransactionIdEquals(own[i].xid, xid))
 		{
-			last->low = Min(last->low, low);
-			last->high = Max(last->high, high);
+			own[i].low = Min(own[i].low, low);
+			own[i].high = Max(own[i].high, high);
 			return;
 		}
 	}
-	make_room_for_own(frontier);
-	if (frontier->nown == 0)
-		slist_push_head(&owned, &frontier->link);
-	last = &frontier->own[frontier->nown++];
-	last->nest_level = nest_level;
-	last->low = low;
-	last->high = high;
+	make_room_for_own();
+	own[nown].ref = ref;
+	own[nown].xid = xid;
+	own[nown].nest_level = GetCurrentTransactionNestLevel();
+	own[nown].entered = false;
+	own[nown].low = low;
+	own[nown].high = high;
+	nown++;
 }
 
-/* Forgets our ranges, after making them exceptions of xid if so wished. */
+/* What we have claimed is ours: nothing is to be found there. */
 static void
-disown_all(bool as_exceptions, TransactionId xid)
+take_out_own(const OwnRange *range)
 {
-	while (!slist_is_empty(&owned))
+	MsgqFrontier *frontier = range->ref.frontier;
+
+	lock_frontier(range->ref, LW_EXCLUSIVE);
+	for (int i = 0; i < frontier->nexceptions; i++)
 	{
-		MsgqFrontier *frontier = slist_container(MsgqFrontier, link,
-												 slist_pop_head_node(&owned));
+		MsgqException *exception = &frontier->exceptions[i];
 
-		for (int i = 0; as_exceptions && i < frontier->nown; i++)
-			except(frontier, xid, frontier->own[i].low, frontier->own[i].high);
-		frontier->nown = 0;
+		if (FullTransactionIdEquals(exception->xid, range->xid) &&
+			exception->only_claims)
+		{
+			*exception = frontier->exceptions[--frontier->nexceptions];
+			break;
+		}
 	}
-}
-
-/* Committed: what we claimed or removed is so. */
-void
-msgq_frontier_transaction_committed(void)
-{
-	disown_all(false, InvalidTransactionId);
-	if (frontiers && hash_get_num_entries(frontiers) > MAX_SEGMENTS)
-		forget_some();
-}
-
-/* Aborted: all of it is as it was. */
-void
-msgq_frontier_transaction_aborted(void)
-{
-	disown_all(true, InvalidTransactionId);
+	unlock_frontier(range->ref);
 }
 
 /*
- * About to be prepared: from then on it is not ours.  If preparing fails, the
- * transaction aborts, and the exceptions have ended.
+ * Committed, or not: aborted or prepared.  The locks on the tables are still
+ * held, so the frontiers are where they were.
  */
 void
-msgq_frontier_transaction_prepared(void)
+msgq_frontier_transaction_ended(bool committed)
 {
-	disown_all(true, GetTopTransactionIdIfAny());
+	for (int i = 0; committed && i < nown; i++)
+	{
+		if (own[i].entered)
+			take_out_own(&own[i]);
+	}
+	nown = 0;
+	if (local_frontiers &&
+		hash_get_num_entries(local_frontiers) > MAX_LOCAL_SEGMENTS)
+		forget_local_frontiers();
 }
 
-/* Committed into its parent: its ranges are the parent's. */
+/* Committed into its parent: its ranges are the parent's, under their xid. */
 void
 msgq_frontier_subtransaction_committed(int nest_level)
 {
-	slist_iter	iter;
-
-	slist_foreach(iter, &owned)
-	{
-		MsgqFrontier *frontier = slist_container(MsgqFrontier, link, iter.cur);
-		MsgqOwnRange *last = &frontier->own[frontier->nown - 1];
-		MsgqOwnRange *before = last - 1;
-
-		if (last->nest_level != nest_level)
-			continue;
-		last->nest_level = nest_level - 1;
-		if (frontier->nown > 1 && before->nest_level == nest_level - 1)
-		{
-			before->low = Min(before->low, last->low);
-			before->high = Max(before->high, last->high);
-			frontier->nown--;
-		}
-	}
+	for (int i = 0; i < nown; i++)
+		own[i].nest_level = Min(own[i].nest_level, nest_level - 1);
 }
 
-/* Aborted: what it claimed or removed is as it was. */
+/*
+ * Aborted: what it claimed or removed is as it was.  Its exceptions stay, to
+ * be visited.
+ */
 void
 msgq_frontier_subtransaction_aborted(int nest_level)
 {
-	slist_mutable_iter iter;
+	int			n = 0;
 
-	slist_foreach_modify(iter, &owned)
+	for (int i = 0; i < nown; i++)
 	{
-		MsgqFrontier *frontier = slist_container(MsgqFrontier, link, iter.cur);
-
-		while (frontier->nown > 0 &&
-			   frontier->own[frontier->nown - 1].nest_level >= nest_level)
-		{
-			MsgqOwnRange *last = &frontier->own[--frontier->nown];
-
-			except(frontier, InvalidTransactionId, last->low, last->high);
-		}
-		if (frontier->nown == 0)
-			slist_delete_current(&iter);
+		if (own[i].nest_level < nest_level)
+			own[n++] = own[i];
 	}
+	nown = n;
 }

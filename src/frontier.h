@@ -1,15 +1,16 @@
 /*
  * frontier.h
- *		How far a backend has walked through a segment, and what it has left
- *		open behind it.
+ *		How far anybody has walked through a segment, and what is left open
+ *		behind it.
  *
  * src/frontier.h
  */
 #ifndef MSGQ_FRONTIER_H
 #define MSGQ_FRONTIER_H
 
+#include "access/transam.h"
 #include "datatype/timestamp.h"
-#include "lib/ilist.h"
+#include "storage/lwlock.h"
 
 /* The two orders in which messages are walked; a position is a key of one. */
 typedef enum MsgqOrder
@@ -19,53 +20,56 @@ typedef enum MsgqOrder
 } MsgqOrder;
 
 /*
- * An open transaction's rows that a walk has passed: between these keys,
- * something may appear (or come back) when it ends.  InvalidTransactionId:
- * it has ended, the range is still to be visited again.
- *
- * 32 bits are enough for a hint in one backend: no transaction stays open for
- * as long as it takes them to come round, and one that has ended and looks
- * open for a moment only makes the visit come later.
+ * A transaction's rows that a walk has passed: between these keys, something
+ * may appear (or come back) when it ends.  Invalid xid: it has ended, and the
+ * range is still to be visited again.
  */
 typedef struct MsgqException
 {
-	TransactionId xid;
+	FullTransactionId xid;
 	int64		low;
 	int64		high;
+	bool		only_claims;	/* nothing appears here if it commits */
 } MsgqException;
 
 #define MSGQ_MAX_EXCEPTIONS	64
 
-/*
- * What the current transaction itself has claimed or removed, by nesting
- * level of its subtransactions: a dirty snapshot does not show it to us.
- */
-typedef struct MsgqOwnRange
-{
-	int			nest_level;
-	int64		low;
-	int64		high;
-} MsgqOwnRange;
-
+/* A frontier, in shared memory or in the backend.  All of it by its lock. */
 typedef struct MsgqFrontier
 {
 	int64		position;		/* nothing to be had below, except in: */
 	int			nexceptions;
 	MsgqException exceptions[MSGQ_MAX_EXCEPTIONS];
-	int			nown;
-	int			own_room;
-	MsgqOwnRange *own;			/* deepest level last */
-	slist_node	link;			/* in the list of those with own ranges */
 
 	/* ready: no id up to here is still on its way into the index */
 	int64		horizon;
 
 	/* due: see "What a clock can do" in frontier.c */
+	uint64		late_keys;
 	TimestampTz last_walk;
 	TimestampTz rescan_at;
 	bool		rescanning;
 	int64		rescan_entries;
 } MsgqFrontier;
+
+/* How to get at one; lock is NULL for one in the backend. */
+typedef struct MsgqFrontierRef
+{
+	MsgqFrontier *frontier;
+	LWLock	   *lock;
+	Oid			segment;
+	MsgqOrder	order;
+} MsgqFrontierRef;
+
+/* A frontier as a walk finds it. */
+typedef struct MsgqView
+{
+	int64		position;
+	int64		horizon;
+	uint64		late_keys;
+	int			nended;			/* exceptions to be visited, rising */
+	MsgqException ended[MSGQ_MAX_EXCEPTIONS];
+} MsgqView;
 
 /*
  * What one visit to a range of keys has found; nothing of it counts before
@@ -75,33 +79,44 @@ typedef struct MsgqVisit
 {
 	int64		reached;		/* every key below has been visited */
 	int64		stop;			/* the frontier must not pass this key */
-	int			nexceptions;
-	MsgqException exceptions[MSGQ_MAX_EXCEPTIONS];
+	int			nopen;
+	struct
+	{
+		TransactionId xid;
+		int64		low;
+		int64		high;
+		bool		only_claims;
+	}			open[MSGQ_MAX_EXCEPTIONS];
 } MsgqVisit;
 
-extern MsgqFrontier *msgq_frontier_get(Oid segment, TimestampTz created_at,
-									   MsgqOrder order);
+extern void msgq_frontier_start(MsgqFrontier *frontier);
+extern MsgqFrontierRef msgq_frontier_local(Oid segment, TimestampTz created_at,
+										   MsgqOrder order);
 
-extern void msgq_visit_begin(MsgqVisit *visit);
-extern void msgq_visit_met_open(MsgqVisit *visit, TransactionId xid, int64 key);
+extern void msgq_visit_begin(MsgqVisit *visit, int64 low);
+extern void msgq_visit_met_open(MsgqVisit *visit, TransactionId xid, int64 key,
+								bool is_claim);
 extern void msgq_visit_met_unknown(MsgqVisit *visit, int64 key);
 
-extern int	msgq_frontier_ended(const MsgqFrontier *frontier,
-								MsgqException *ended);
-extern void msgq_frontier_visited(MsgqFrontier *frontier,
+extern void msgq_frontier_view(MsgqFrontierRef ref, MsgqView *view);
+extern void msgq_frontier_view_due(MsgqFrontierRef ref, TimestampTz now,
+								   MsgqView *view);
+extern int64 msgq_frontier_due_limit(TimestampTz now);
+extern void msgq_frontier_visited(MsgqFrontierRef ref,
 								  const MsgqException *visited,
 								  const MsgqVisit *visit);
-extern void msgq_frontier_advance(MsgqFrontier *frontier,
+extern void msgq_frontier_advance(MsgqFrontierRef ref, const MsgqView *view,
 								  const MsgqVisit *visit, int64 limit);
-extern int64 msgq_frontier_begin_due(MsgqFrontier *frontier, TimestampTz now);
-extern void msgq_frontier_end_due(MsgqFrontier *frontier, TimestampTz now,
+extern void msgq_frontier_end_due(MsgqFrontierRef ref, TimestampTz now,
 								  int64 entries, bool complete);
+extern void msgq_frontier_wrote_due(MsgqFrontierRef ref, int64 key);
+extern void msgq_frontier_restart(MsgqFrontierRef ref);
+extern void msgq_frontier_copy(MsgqFrontierRef ref, MsgqFrontier *copy);
+extern bool msgq_frontier_has_late_keys(MsgqFrontierRef ref,
+										const MsgqFrontier *copy);
 
-extern void msgq_frontier_own(MsgqFrontier *frontier, int64 low, int64 high);
-
-extern void msgq_frontier_transaction_committed(void);
-extern void msgq_frontier_transaction_aborted(void);
-extern void msgq_frontier_transaction_prepared(void);
+extern void msgq_frontier_own(MsgqFrontierRef ref, int64 low, int64 high);
+extern void msgq_frontier_transaction_ended(bool committed);
 extern void msgq_frontier_subtransaction_committed(int nest_level);
 extern void msgq_frontier_subtransaction_aborted(int nest_level);
 

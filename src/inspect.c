@@ -21,6 +21,7 @@
 #include "message.h"
 #include "owner.h"
 #include "segment.h"
+#include "testing.h"
 
 /* ---------------------------------------------------------------------------
  * peek
@@ -132,8 +133,8 @@ msgq_why_empty(PG_FUNCTION_ARGS)
 {
 	char	   *name = msgq_arg_name(fcinfo, 0, "queue");
 	MsgqStorage *storage = msgq_storage_open(NULL, name, MSGQ_RIGHT_PEEK,
-											 false);
-	TimestampTz now = GetCurrentTimestamp();
+											 MSGQ_ALL);
+	TimestampTz now = msgq_now();
 	Obstacles	found = {false, false, false};
 
 	for (int i = 0; i < storage->nsegments; i++)
@@ -163,7 +164,7 @@ msgq_why_empty(PG_FUNCTION_ARGS)
 static void
 query_each_queue(FunctionCallInfo fcinfo, const char *query)
 {
-	Datum		now = TimestampTzGetDatum(GetCurrentTimestamp());
+	Datum		now = TimestampTzGetDatum(msgq_now());
 	Oid			type = TIMESTAMPTZOID;
 	MsgqQueue **queues;
 	int			n;
@@ -194,26 +195,6 @@ msgq_list_leases(PG_FUNCTION_ARGS)
 					 "FROM msgq.q%1$d "
 					 "WHERE leased_at IS NOT NULL AND visible_at > $1 "
 					 "ORDER BY visible_at, id");
-	return (Datum) 0;
-}
-
-PG_FUNCTION_INFO_V1(msgq_list_queue_stats);
-Datum
-msgq_list_queue_stats(PG_FUNCTION_ARGS)
-{
-	query_each_queue(fcinfo,
-					 "SELECT m.ready, m.delayed, m.in_flight, $1 - m.oldest, "
-					 "s.bytes::bigint, s.segments::int "
-					 "FROM (SELECT "
-					 "count(*) FILTER (WHERE visible_at IS NULL OR visible_at <= $1) AS ready, "
-					 "count(*) FILTER (WHERE visible_at > $1 AND leased_at IS NULL) AS delayed, "
-					 "count(*) FILTER (WHERE visible_at > $1 AND leased_at IS NOT NULL) AS in_flight, "
-					 "min(enqueued_at) FILTER (WHERE visible_at IS NULL OR visible_at <= $1) AS oldest "
-					 "FROM msgq.q%1$d) AS m, "
-					 "(SELECT sum(pg_total_relation_size(c.oid)) AS bytes, count(*) AS segments "
-					 "FROM pg_class c "
-					 "WHERE c.relnamespace = 'msgq'::regnamespace AND c.relkind = 'r' "
-					 "AND c.relname ~ '^q%1$d_[0-9]+$') AS s");
 	return (Datum) 0;
 }
 

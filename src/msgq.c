@@ -4,14 +4,16 @@
  *
  * Reading order.  A message is sent (send.c) into a segment table of its
  * queue (queue.c, segment.c); receive.c finds it with the help of frontier.c
- * and leases it (lease.c); settle.c removes it or gives it back.  inspect.c
- * only looks, admin.c makes and drops queues, argument.c and message.c
- * translate between SQL and C, owner.c is the one place that acts with the
- * rights of the storage's owner.
+ * and leases it (lease.c), and waits for it if need be (wakeup.c); settle.c
+ * removes it or gives it back.  ring.c reclaims the segments, worker.c runs
+ * that in the background, health.c says what is wrong, stats.c counts.
+ * inspect.c only looks, admin.c makes and drops queues, argument.c and
+ * message.c translate between SQL and C, owner.c is the one place that acts
+ * with the rights of the storage's owner.
  *
- * msgq keeps no state outside the tables that could be missed: each backend
- * remembers how far it has walked (frontier.c) and what the current
- * transaction has leased (lease.c), and both only ever save time.
+ * msgq keeps no state outside the tables that could be missed: what backends
+ * share (shared.c) and what the current transaction remembers only ever saves
+ * time.
  *
  * src/msgq.c
  */
@@ -22,6 +24,12 @@
 
 #include "frontier.h"
 #include "queue.h"
+#include "ring.h"
+#include "shared.h"
+#include "stats.h"
+#include "testing.h"
+#include "wakeup.h"
+#include "worker.h"
 
 PG_MODULE_MAGIC;
 
@@ -48,19 +56,26 @@ transaction_callback(XactEvent event, void *arg)
 			msgq_lease_pre_commit();
 			break;
 		case XACT_EVENT_COMMIT:
-			msgq_frontier_transaction_committed();
+			msgq_frontier_transaction_ended(true);
+			msgq_stats_transaction_ended(true);
 			msgq_lease_forget();
+			msgq_wakeup_transaction_ended(true);
 			break;
 		case XACT_EVENT_ABORT:
-			msgq_frontier_transaction_aborted();
+			msgq_append_forget(1);
+			msgq_frontier_transaction_ended(false);
+			msgq_stats_transaction_ended(false);
 			msgq_lease_forget();
-			break;
-		case XACT_EVENT_PRE_PREPARE:
-			msgq_frontier_transaction_prepared();
+			msgq_wait_end();
+			msgq_wakeup_transaction_ended(false);
 			break;
 		case XACT_EVENT_PREPARE:
+			msgq_frontier_transaction_ended(false);
+			msgq_stats_transaction_ended(false);
 			msgq_lease_forget();
+			msgq_wakeup_forget();
 			break;
+		case XACT_EVENT_PRE_PREPARE:
 		case XACT_EVENT_PARALLEL_PRE_COMMIT:
 		case XACT_EVENT_PARALLEL_COMMIT:
 		case XACT_EVENT_PARALLEL_ABORT:
@@ -73,10 +88,20 @@ static void
 subtransaction_callback(SubXactEvent event, SubTransactionId mine,
 						SubTransactionId parent, void *arg)
 {
+	int			nest_level = GetCurrentTransactionNestLevel();
+
 	if (event == SUBXACT_EVENT_COMMIT_SUB)
-		msgq_frontier_subtransaction_committed(GetCurrentTransactionNestLevel());
+	{
+		msgq_frontier_subtransaction_committed(nest_level);
+		msgq_stats_subtransaction_committed(nest_level);
+	}
 	else if (event == SUBXACT_EVENT_ABORT_SUB)
-		msgq_frontier_subtransaction_aborted(GetCurrentTransactionNestLevel());
+	{
+		msgq_append_forget(nest_level);
+		msgq_wait_end();
+		msgq_frontier_subtransaction_aborted(nest_level);
+		msgq_stats_subtransaction_aborted(nest_level);
+	}
 }
 
 void
@@ -92,6 +117,11 @@ _PG_init(void)
 							 NULL,	/* check hook */
 							 NULL,	/* assign hook */
 							 NULL); /* show hook */
+	msgq_testing_init();
+	msgq_wakeup_init();
+	msgq_ring_init();
+	msgq_worker_init();
+	msgq_shared_init();
 	MarkGUCPrefixReserved("msgq");
 
 	RegisterXactCallback(transaction_callback, NULL);

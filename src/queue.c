@@ -180,85 +180,114 @@ segment_oid(int32 queue_id, int32 n)
 	return storage_oid(queue_id, suffix);
 }
 
-/*
- * Adds the segments that may hold messages to a queue that has room for them:
- * those that drain first, the active one last.  Returns their number.
- */
+/* A row of msgq.segment, as far as it is wanted here. */
+typedef struct Segment
+{
+	int			rank;			/* drained, draining, active */
+	int64		turn;
+	Oid			oid;
+} Segment;
+
 static int
-read_segments(MsgqQueue *queue, int room)
+compare_segments(const void *left, const void *right)
+{
+	const Segment *a = left;
+	const Segment *b = right;
+
+	if (a->rank != b->rank)
+		return a->rank - b->rank;
+	return a->turn < b->turn ? -1 : a->turn > b->turn;
+}
+
+/* Reads a row; false if the segment is empty. */
+static bool
+read_segment(const Datum *values, int32 queue_id, Segment *segment)
+{
+	char	   *state = TextDatumGetCString(values[Anum_queue_segment_state - 1]);
+
+	if (strcmp(state, "empty") == 0)
+		return false;
+	segment->rank = strcmp(state, "active") == 0 ? 2 :
+		strcmp(state, "draining") == 0 ? 1 : 0;
+	segment->turn = DatumGetInt64(values[Anum_queue_segment_turn - 1]);
+	segment->oid = segment_oid(queue_id,
+							   DatumGetInt32(values[Anum_queue_segment_n - 1]));
+	return true;
+}
+
+/*
+ * The segments that may hold messages: those known to be drained first, then
+ * those that drain, in the order in which they were filled, and the active
+ * one last.  Stores how many there are.
+ */
+static Segment *
+read_segments(int32 queue_id, int *n)
 {
 	Relation	table = open_metadata("segment");
 	Oid			index = msgq_relation_oid("segment_pkey");
 	SysScanDesc scan;
 	ScanKeyData key;
 	HeapTuple	row;
-	Oid			active = InvalidOid;
-	int			n = 0;
+	int			room = 8;
+	Segment    *segments = palloc(sizeof(Segment) * room);
 
+	*n = 0;
 	ScanKeyInit(&key, Anum_queue_segment_queue_id, BTEqualStrategyNumber,
-				F_INT4EQ, Int32GetDatum(queue->id));
+				F_INT4EQ, Int32GetDatum(queue_id));
 	scan = systable_beginscan(table, index, true, NULL, 1, &key);
 	while (HeapTupleIsValid(row = systable_getnext(scan)))
 	{
 		Datum		values[Natts_queue_segment];
 		bool		nulls[Natts_queue_segment];
-		char	   *state;
-		Oid			oid;
 
 		heap_deform_tuple(row, RelationGetDescr(table), values, nulls);
-		state = TextDatumGetCString(values[Anum_queue_segment_state - 1]);
-		if (strcmp(state, "empty") == 0)
-			continue;
-		oid = segment_oid(queue->id,
-						  DatumGetInt32(values[Anum_queue_segment_n - 1]));
-		if (strcmp(state, "active") == 0)
-			active = oid;
-		else if (n < room)
-			queue->segments[n++] = oid;
-		else
-			n++;
+		if (*n == room)
+			segments = repalloc(segments, sizeof(Segment) * (room *= 2));
+		if (read_segment(values, queue_id, &segments[*n]))
+			(*n)++;
 	}
 	systable_endscan(scan);
 	table_close(table, AccessShareLock);
-
-	if (n < room)
-		queue->segments[n] = active;
-	return n + 1;
+	qsort(segments, *n, sizeof(Segment), compare_segments);
+	return segments;
 }
 
 /* The columns that the hot path needs, and where the queue's storage is. */
 static MsgqQueue *
 queue_from_row(const Datum *values)
 {
-	int			room = 4;
+	int32		id = DatumGetInt32(values[Anum_queue_id - 1]);
+	int			n;
+	Segment    *segments = read_segments(id, &n);
+	MsgqQueue  *queue = palloc0(offsetof(MsgqQueue, segments) +
+								sizeof(Oid) * Max(n, 1));
 
-	for (;;)
+	queue->id = id;
+	namestrcpy(&queue->name,
+			   TextDatumGetCString(values[Anum_queue_name - 1]));
+	queue->created_at = DatumGetTimestampTz(values[Anum_queue_created_at - 1]);
+	queue->visibility_timeout =
+		interval_column(values[Anum_queue_visibility_timeout - 1]);
+	queue->retry_delay = interval_column(values[Anum_queue_retry_delay - 1]);
+	queue->retry_multiplier =
+		DatumGetFloat8(values[Anum_queue_retry_multiplier - 1]);
+	queue->max_retry_delay =
+		interval_column(values[Anum_queue_max_retry_delay - 1]);
+	queue->max_message_bytes =
+		DatumGetInt32(values[Anum_queue_max_message_bytes - 1]);
+	queue->handle = storage_oid(id, "");
+	queue->sequence = storage_oid(id, "_id");
+	for (int i = 0; i < n; i++)
 	{
-		MsgqQueue  *queue = palloc0(offsetof(MsgqQueue, segments) +
-									sizeof(Oid) * room);
-
-		queue->id = DatumGetInt32(values[Anum_queue_id - 1]);
-		namestrcpy(&queue->name,
-				   TextDatumGetCString(values[Anum_queue_name - 1]));
-		queue->created_at =
-			DatumGetTimestampTz(values[Anum_queue_created_at - 1]);
-		queue->visibility_timeout =
-			interval_column(values[Anum_queue_visibility_timeout - 1]);
-		queue->retry_delay =
-			interval_column(values[Anum_queue_retry_delay - 1]);
-		queue->retry_multiplier =
-			DatumGetFloat8(values[Anum_queue_retry_multiplier - 1]);
-		queue->max_retry_delay =
-			interval_column(values[Anum_queue_max_retry_delay - 1]);
-		queue->max_message_bytes =
-			DatumGetInt32(values[Anum_queue_max_message_bytes - 1]);
-		queue->handle = storage_oid(queue->id, "");
-		queue->sequence = storage_oid(queue->id, "_id");
-		queue->nsegments = read_segments(queue, room);
-		if (queue->nsegments <= room)
-			return queue;
-		room = queue->nsegments;
+		queue->segments[i] = segments[i].oid;
+		if (segments[i].rank == 0)
+			queue->ndrained++;
 	}
+	/* Without an active one the queue is refused when it is used. */
+	if (n == 0 || segments[n - 1].rank != 2)
+		queue->sequence = InvalidOid;
+	queue->nsegments = Max(n, 1);
+	return queue;
 }
 
 /*

@@ -45,7 +45,9 @@ enum
 	Anum_queue_segment_queue_id = 1,
 	Anum_queue_segment_n,
 	Anum_queue_segment_state,
-	Natts_queue_segment = Anum_queue_segment_state
+	Anum_queue_segment_turn,
+	Anum_queue_segment_moved,
+	Natts_queue_segment = Anum_queue_segment_moved
 };
 
 /* Rights, as privileges on the queue's handle, the view msgq.q<id>. */
@@ -71,8 +73,10 @@ typedef struct MsgqQueue
 	float8		retry_multiplier;
 	Interval	max_retry_delay;
 	int32		max_message_bytes;
+	int			ndrained;		/* so many of the segments are drained */
 	int			nsegments;
-	Oid			segments[FLEXIBLE_ARRAY_MEMBER];	/* that may hold messages,
+	Oid			segments[FLEXIBLE_ARRAY_MEMBER];	/* that may hold messages:
+													 * drained, draining, and
 													 * the active one last */
 } MsgqQueue;
 

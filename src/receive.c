@@ -18,13 +18,30 @@
  * level: a REPEATABLE READ transaction receives messages that were committed
  * after its snapshot.
  *
+ * Segments that are known to be drained (ring.c) are not opened.  A sender who
+ * chose his segment before it was full, and commits after it was drained, may
+ * have left a message there; so a receiver that finds nothing else looks there
+ * too, now and then.
+ *
+ * Waiting.  receive(..., wait) and the procedure wait look, sleep, and look
+ * again; wakeup.c tells who wakes them.  While they sleep no table is open or
+ * locked by them.  They sleep until the earliest of: the end of the wait, the
+ * next due time in the queue, msgq.poll_interval.  A receive holds the snapshot
+ * of its statement meanwhile; wait holds none.
+ *
  * src/receive.c
  */
 #include "msgq.h"
 
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "nodes/parsenodes.h"
 #include "utils/builtins.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
@@ -32,15 +49,31 @@
 #include "frontier.h"
 #include "message.h"
 #include "segment.h"
+#include "stats.h"
+#include "testing.h"
+#include "wakeup.h"
 
-/* One call of receive or pop. */
+/* Index entries that a waiter looks through for the next due time. */
+#define DUE_LOOKAHEAD		200
+
+/* How often a receiver that finds nothing looks into drained segments. */
+#define DRAINED_INTERVAL	USECS_PER_SEC
+
+/* One call of receive or pop, or one look of wait. */
 typedef struct Receiver
 {
-	MsgqQueue  *queue;
+	const char *command;		/* the caller's name, for messages */
+	const char *name;			/* of the queue */
+	MsgqStorage *storage;
 	bool		remove;			/* pop */
+	bool		only_look;		/* wait: take nothing */
+	Interval   *timeout;		/* receive: NULL is the queue's */
 	TimestampTz now;
 	TimestampTz lease_end;
 	int			wanted;			/* so many more */
+	int			taken;
+	int			redelivered;	/* of those taken */
+	int			failed;			/* those whose lease had run out */
 	TimestampTz oldest_enqueued_at; /* of those taken */
 	Tuplestorestate *store;		/* they go here */
 	TupleDesc	descriptor;
@@ -59,6 +92,9 @@ deliver(Receiver *receiver, TupleTableSlot *row)
 	receiver->oldest_enqueued_at =
 		Min(receiver->oldest_enqueued_at,
 			msgq_row_time(row, Anum_segment_enqueued_at));
+	if (DatumGetInt32(msgq_row_value(row, Anum_segment_deliveries)) > 1)
+		receiver->redelivered++;
+	receiver->taken++;
 	receiver->wanted--;
 }
 
@@ -82,7 +118,10 @@ take(Receiver *receiver, MsgqWalk *walk)
 	outcome = receiver->remove ? msgq_walk_remove(walk, &change)
 		: msgq_walk_claim(walk, &change);
 	if (outcome == MSGQ_DONE)
+	{
+		receiver->failed += change.more_failures;
 		deliver(receiver, segment->new_row);
+	}
 	return outcome;
 }
 
@@ -113,15 +152,23 @@ visit_range(Receiver *receiver, MsgqSegment *segment, MsgqOrder order,
 	bool		more = true;
 	int64		entries;
 
-	msgq_visit_begin(visit);
-	visit->reached = low;
+	msgq_visit_begin(visit, low);
 	while (receiver->wanted > 0 && (more = msgq_walk_next(walk)))
 	{
-		MsgqOutcome outcome = TransactionIdIsValid(walk->open_xid) ?
-		MSGQ_OPEN : take(receiver, walk);
+		MsgqOutcome outcome = MSGQ_OPEN;
 
+		if (!TransactionIdIsValid(walk->open_xid))
+		{
+			if (receiver->only_look)
+			{
+				receiver->wanted = 0;
+				break;
+			}
+			outcome = take(receiver, walk);
+		}
 		if (outcome == MSGQ_OPEN)
-			msgq_visit_met_open(visit, walk->open_xid, walk->key);
+			msgq_visit_met_open(visit, walk->open_xid, walk->key,
+								walk->is_claim);
 		else if (outcome == MSGQ_HELD)
 			msgq_visit_met_unknown(visit, walk->key);
 		visit->reached = next_key(order, walk->key);
@@ -130,6 +177,7 @@ visit_range(Receiver *receiver, MsgqSegment *segment, MsgqOrder order,
 		visit->reached = high == PG_INT64_MAX ? high : high + 1;
 	entries = walk->entries;
 	msgq_walk_end(walk);
+	msgq_point(MSGQ_POINT_RECEIVE_WALKED);
 	return entries;
 }
 
@@ -143,67 +191,198 @@ visit_range(Receiver *receiver, MsgqSegment *segment, MsgqOrder order,
  * rising order; what cannot be resolved now is entered again, and passed by.
  */
 static void
-visit_exceptions(Receiver *receiver, MsgqSegment *segment, MsgqOrder order,
-				 MsgqFrontier *frontier, int64 end)
+visit_exceptions(Receiver *receiver, MsgqSegment *segment,
+				 MsgqFrontierRef frontier, const MsgqView *view, int64 end)
 {
-	MsgqException ended[MSGQ_MAX_EXCEPTIONS];
-	int			n = msgq_frontier_ended(frontier, ended);
-
-	for (int i = 0; i < n && receiver->wanted > 0; i++)
+	for (int i = 0; i < view->nended && receiver->wanted > 0; i++)
 	{
+		const MsgqException *ended = &view->ended[i];
 		MsgqVisit	visit;
 
-		(void) visit_range(receiver, segment, order, ended[i].low,
-						   Min(ended[i].high, end), &visit);
-		msgq_frontier_visited(frontier, &ended[i], &visit);
+		(void) visit_range(receiver, segment, frontier.order, ended->low,
+						   Min(ended->high, end), &visit);
+		msgq_frontier_visited(frontier, ended, &visit);
 	}
 }
 
 static void
 take_due(Receiver *receiver, MsgqSegment *segment)
 {
-	MsgqFrontier *frontier = segment->due;
 	int64		end = receiver->now - 1;
-	int64		limit = msgq_frontier_begin_due(frontier, receiver->now);
 	int64		entries;
+	MsgqView	view;
 	MsgqVisit	visit;
 
-	visit_exceptions(receiver, segment, MSGQ_DUE, frontier, end);
+	msgq_frontier_view_due(segment->due, receiver->now, &view);
+	visit_exceptions(receiver, segment, segment->due, &view, end);
 	if (receiver->wanted == 0)
 		return;
-	entries = visit_range(receiver, segment, MSGQ_DUE, frontier->position, end,
+	entries = visit_range(receiver, segment, MSGQ_DUE, view.position, end,
 						  &visit);
-	msgq_frontier_advance(frontier, &visit, limit);
-	msgq_frontier_end_due(frontier, receiver->now, entries,
+	msgq_frontier_advance(segment->due, &view, &visit,
+						  msgq_frontier_due_limit(receiver->now));
+	msgq_frontier_end_due(segment->due, receiver->now, entries,
 						  visit.reached > end);
 }
 
 static void
 take_ready(Receiver *receiver, MsgqSegment *segment)
 {
-	MsgqFrontier *frontier = segment->ready;
+	MsgqView	view;
 	MsgqVisit	visit;
 
-	visit_exceptions(receiver, segment, MSGQ_READY, frontier, PG_INT64_MAX);
+	msgq_frontier_view(segment->ready, &view);
+	visit_exceptions(receiver, segment, segment->ready, &view, PG_INT64_MAX);
 	if (receiver->wanted == 0)
 		return;
 
 	/* A horizon holds for ever; a new one is wanted to get there, or on. */
-	if (frontier->position >= frontier->horizon)
-		msgq_append_horizon(receiver->queue, &frontier->horizon);
-	(void) visit_range(receiver, segment, MSGQ_READY, frontier->position,
+	if (view.position >= view.horizon)
+		view.horizon = Max(view.horizon,
+						   msgq_append_horizon(receiver->storage));
+	(void) visit_range(receiver, segment, MSGQ_READY, view.position,
 					   PG_INT64_MAX, &visit);
-	msgq_frontier_advance(frontier, &visit,
-						  next_key(MSGQ_READY, frontier->horizon));
+	msgq_frontier_advance(segment->ready, &view, &visit,
+						  next_key(MSGQ_READY, view.horizon));
 }
 
+/* What it means for others: counters, and wake-ups if it is undone. */
 static void
-take_messages(Receiver *receiver, MsgqStorage *storage)
+report(Receiver *receiver)
 {
+	MsgqSlot   *slot = receiver->storage->slot;
+
+	if (receiver->taken == 0)
+		return;
+	msgq_count(slot, MSGQ_DELIVERED, receiver->taken);
+	msgq_count(slot, MSGQ_REDELIVERED, receiver->redelivered);
+	msgq_count(slot, MSGQ_FAILED, receiver->failed);
+	if (receiver->remove)
+		msgq_count(slot, MSGQ_ACKED, receiver->taken);
+	msgq_wake_at_abort(slot, receiver->taken);
+}
+
+/* One look at the open queue, at the time of now. */
+static void
+take_messages(Receiver *receiver)
+{
+	MsgqStorage *storage = receiver->storage;
+
+	receiver->now = msgq_now();
+	if (!receiver->remove && !receiver->only_look)
+		receiver->lease_end =
+			msgq_time_after(receiver->now, receiver->timeout ?
+							receiver->timeout :
+							&storage->queue->visibility_timeout);
 	for (int i = 0; i < storage->nsegments && receiver->wanted > 0; i++)
 		take_due(receiver, storage->segments[i]);
 	for (int i = 0; i < storage->nsegments && receiver->wanted > 0; i++)
 		take_ready(receiver, storage->segments[i]);
+	report(receiver);
+}
+
+/* Is it time to look into drained segments? */
+static bool
+wants_drained(const MsgqQueue *queue)
+{
+	static TimestampTz looked_at = 0;
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (queue->ndrained == 0 ||
+		(looked_at <= now && now - looked_at < DRAINED_INTERVAL))
+		return false;
+	looked_at = now;
+	return true;
+}
+
+static void
+open_storage(Receiver *receiver, MsgqWhich which)
+{
+	receiver->storage = msgq_storage_open(receiver->command, receiver->name,
+										  MSGQ_RIGHT_RECEIVE, which);
+}
+
+/* Opens the queue and looks: leaves it open. */
+static void
+look(Receiver *receiver)
+{
+	int			wanted = receiver->wanted;
+
+	open_storage(receiver, MSGQ_IN_USE);
+	take_messages(receiver);
+	if (receiver->wanted < wanted || !wants_drained(receiver->storage->queue))
+		return;
+	msgq_storage_let_go(receiver->storage);
+	open_storage(receiver, MSGQ_ALL);
+	take_messages(receiver);
+}
+
+/* ---------------------------------------------------------------------------
+ * Waiting
+ * ---------------------------------------------------------------------------
+ */
+
+/*
+ * The earliest due time after the receiver's look, or a time before which
+ * there is none: where much is dead, it does not look far.
+ */
+static TimestampTz
+next_due_time(const Receiver *receiver)
+{
+	const MsgqStorage *storage = receiver->storage;
+	TimestampTz earliest = DT_NOEND - 1;
+
+	for (int i = 0; i < storage->nsegments; i++)
+		earliest = Min(earliest,
+					   msgq_segment_next_due(storage->segments[i],
+											 receiver->now, DUE_LOOKAHEAD));
+	/* What is due at a time can be had just after it. */
+	return earliest + 1;
+}
+
+/*
+ * Looks until something was found or the deadline has passed, and leaves the
+ * queue open.
+ */
+static void
+look_until(Receiver *receiver, TimestampTz deadline)
+{
+	int			wanted = receiver->wanted;
+	bool		slept = false;
+	bool		told = false;
+
+	for (;;)
+	{
+		MsgqSlot   *slot;
+		TimestampTz now;
+		TimestampTz due;
+		TimestampTz until;
+
+		look(receiver);
+		if (receiver->wanted < wanted || receiver->now >= deadline)
+			break;
+
+		slot = receiver->storage->slot;
+		due = next_due_time(receiver);
+		until = Min(Min(deadline, due),
+					msgq_wait_poll_time(slot, receiver->now));
+		msgq_storage_let_go(receiver->storage);
+		if (msgq_wait_register(slot))
+		{
+			/* Others know of us from now on: look once more. */
+			msgq_point(MSGQ_POINT_WAIT_REGISTERED);
+			continue;
+		}
+		msgq_point(MSGQ_POINT_WAIT_LOOKED);
+		told = msgq_wait_sleep(until);
+		now = msgq_now();
+		told = told || now >= due || now < until;
+		slept = true;
+		msgq_wait_arm();
+	}
+	if (slept && receiver->wanted < wanted)
+		msgq_wait_count(told);
+	msgq_wait_end();
 }
 
 /* ---------------------------------------------------------------------------
@@ -231,36 +410,27 @@ PG_FUNCTION_INFO_V1(msgq_receive);
 Datum
 msgq_receive(PG_FUNCTION_ARGS)
 {
-	char	   *name = msgq_arg_name(fcinfo, 0, "queue");
-	Receiver	receiver = {.oldest_enqueued_at = DT_NOEND};
-	Interval	timeout;
+	Receiver	receiver = {
+		.command = "msgq.receive()",
+		.name = msgq_arg_name(fcinfo, 0, "queue"),
+		.oldest_enqueued_at = DT_NOEND
+	};
 	Interval   *wait;
-	MsgqStorage *storage;
 
 	receiver.wanted = msgq_arg_count(fcinfo, 1, "max_messages");
 	if (!PG_ARGISNULL(2))
 	{
-		timeout = *PG_GETARG_INTERVAL_P(2);
-		msgq_check_interval(&timeout, "visibility_timeout");
+		receiver.timeout = PG_GETARG_INTERVAL_P(2);
+		msgq_check_interval(receiver.timeout, "visibility_timeout");
 	}
 	wait = DatumGetIntervalP(msgq_arg(fcinfo, 3, "wait"));
 	msgq_check_interval(wait, "wait");
-	if (wait->time != 0 || wait->day != 0 || wait->month != 0)
-		msgq_refuse_unsupported("waiting in msgq.receive()");
 
 	begin_result(&receiver, fcinfo);
-	storage = msgq_storage_open("msgq.receive()", name, MSGQ_RIGHT_RECEIVE,
-								false);
-	receiver.queue = storage->queue;
-	if (PG_ARGISNULL(2))
-		timeout = storage->queue->visibility_timeout;
-	receiver.now = GetCurrentTimestamp();
-	receiver.lease_end = msgq_time_after(receiver.now, &timeout);
-
 	msgq_lease_begin();
-	take_messages(&receiver, storage);
+	look_until(&receiver, msgq_time_after(msgq_now(), wait));
 	msgq_lease_end(receiver.oldest_enqueued_at);
-	msgq_storage_close(storage);
+	msgq_storage_close(receiver.storage);
 	return (Datum) 0;
 }
 
@@ -269,16 +439,141 @@ PG_FUNCTION_INFO_V1(msgq_pop);
 Datum
 msgq_pop(PG_FUNCTION_ARGS)
 {
-	char	   *name = msgq_arg_name(fcinfo, 0, "queue");
-	Receiver	receiver = {.remove = true};
-	MsgqStorage *storage;
+	Receiver	receiver = {
+		.command = "msgq.pop()",
+		.name = msgq_arg_name(fcinfo, 0, "queue"),
+		.remove = true
+	};
 
 	receiver.wanted = msgq_arg_count(fcinfo, 1, "max_messages");
 	begin_result(&receiver, fcinfo);
-	storage = msgq_storage_open("msgq.pop()", name, MSGQ_RIGHT_RECEIVE, false);
-	receiver.queue = storage->queue;
-	receiver.now = GetCurrentTimestamp();
-	take_messages(&receiver, storage);
-	msgq_storage_close(storage);
+	look(&receiver);
+	msgq_storage_close(receiver.storage);
 	return (Datum) 0;
+}
+
+/* ---------------------------------------------------------------------------
+ * The procedure wait
+ * ---------------------------------------------------------------------------
+ */
+
+/* One look at all queues of wait. */
+typedef struct Watch
+{
+	int			n;
+	char	  **names;
+	TimestampTz deadline;
+	TimestampTz until;			/* when to look again */
+	bool		armed;			/* all were registered before the look */
+} Watch;
+
+/* Looks at one queue; true if something can be had. */
+static bool
+watch_one(Watch *watch, const char *name)
+{
+	Receiver	receiver = {
+		.command = "msgq.wait()",
+		.name = name,
+		.only_look = true,
+		.wanted = 1
+	};
+	MsgqSlot   *slot;
+
+	look(&receiver);
+	slot = receiver.storage->slot;
+	watch->until = Min(watch->until, next_due_time(&receiver));
+	watch->until = Min(watch->until, msgq_wait_poll_time(slot, receiver.now));
+	msgq_storage_let_go(receiver.storage);
+	if (msgq_wait_register(slot))
+		watch->armed = false;
+	return receiver.wanted == 0;
+}
+
+/* Looks at all, in the order of the argument; the first one that has some. */
+static char *
+watch_all(Watch *watch)
+{
+	watch->until = watch->deadline;
+	watch->armed = true;
+	for (int i = 0; i < watch->n; i++)
+	{
+		if (watch_one(watch, watch->names[i]))
+			return watch->names[i];
+	}
+	return NULL;
+}
+
+/*
+ * Looks and sleeps.  Each look is a transaction of its own; there is no
+ * snapshot while we sleep.
+ */
+static char *
+watch_until(Watch *watch)
+{
+	for (;;)
+	{
+		char	   *ready;
+
+		PushActiveSnapshot(GetTransactionSnapshot());
+		ready = watch_all(watch);
+		PopActiveSnapshot();
+		if (ready || msgq_now() >= watch->deadline)
+			return ready;
+		if (!watch->armed)
+			continue;
+		SPI_commit();
+		(void) msgq_wait_sleep(watch->until);
+		msgq_wait_arm();
+	}
+}
+
+static void
+refuse_transaction_block(FunctionCallInfo fcinfo)
+{
+	CallContext *context = (CallContext *) fcinfo->context;
+
+	if (context && IsA(context, CallContext) && !context->atomic)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+			 errmsg("msgq.wait() cannot run inside a transaction block"),
+			 errdetail("It ends transactions while it waits, so that it holds no snapshot."),
+			 errhint("Call it outside of a transaction, or use msgq.receive() with wait.")));
+}
+
+/* wait(queues, timeout, INOUT ready) */
+PG_FUNCTION_INFO_V1(msgq_wait);
+Datum
+msgq_wait(PG_FUNCTION_ARGS)
+{
+	Watch		watch = {0};
+	Datum	   *elements;
+	Interval   *timeout;
+	char	   *ready;
+	TupleDesc	descriptor;
+	Datum		value = (Datum) 0;
+	bool		is_null;
+
+	refuse_transaction_block(fcinfo);
+	elements = msgq_array_elements(DatumGetArrayTypeP(msgq_arg(fcinfo, 0, "queues")),
+								   "queues", NULL, &watch.n);
+	watch.names = palloc(sizeof(char *) * Max(watch.n, 1));
+	for (int i = 0; i < watch.n; i++)
+		watch.names[i] = TextDatumGetCString(elements[i]);
+	timeout = DatumGetIntervalP(msgq_arg(fcinfo, 1, "timeout"));
+	msgq_check_interval(timeout, "timeout");
+	watch.deadline = msgq_time_after(msgq_now(), timeout);
+
+	if (SPI_connect_ext(SPI_OPT_NONATOMIC) != SPI_OK_CONNECT)
+		elog(ERROR, "could not connect to SPI");
+	ready = watch_until(&watch);
+	msgq_wait_end();
+	SPI_finish();
+
+	if (get_call_result_type(fcinfo, NULL, &descriptor) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	is_null = ready == NULL;
+	if (ready)
+		value = CStringGetTextDatum(ready);
+	return HeapTupleGetDatum(heap_form_tuple(descriptor, &value, &is_null));
 }

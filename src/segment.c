@@ -40,13 +40,15 @@
  * it is looked up again.  It is not locked meanwhile: a receipt that turns out
  * to be stale leaves nothing behind.
  *
- * The append horizon.  A sender holds the append lock of its queue in shared
- * mode from before it takes its first id until the index entries of its last
- * message are in.  A receiver that gets it in exclusive mode, even for an
- * instant, knows that all ids up to the sequence's value are in the index, or
- * never will be.  It never waits for the lock: without a new horizon its
- * frontier stays.  Senders wait for receivers for that instant only.  The
- * lock is a heavyweight one, so an error releases it.
+ * The append horizon is the id up to which all are in the index, or never
+ * will be.  With shared memory, senders publish what they are about to append
+ * (shared.c).  Without it, a sender holds the append lock of its queue in
+ * shared mode from before it takes its first id until the index entries of
+ * its last message are in.  A receiver that gets it in exclusive mode, even
+ * for an instant, knows that all ids up to the sequence's value are in.  It
+ * never waits for the lock: without a new horizon its frontier stays.
+ * Senders wait for receivers for that instant only.  The lock is a
+ * heavyweight one, so an error releases it.
  *
  * src/segment.c
  */
@@ -74,6 +76,8 @@
 #include "message.h"
 #include "owner.h"
 #include "segment.h"
+#include "testing.h"
+#include "worker.h"
 
 /* ---------------------------------------------------------------------------
  * Opening and closing
@@ -202,7 +206,7 @@ find_indexes(MsgqSegment *segment)
 
 /* A table that is locked, with its indexes and slots. */
 static MsgqSegment *
-open_segment(Relation table, const MsgqQueue *queue)
+open_segment(Relation table, const MsgqStorage *storage)
 {
 	MsgqSegment *segment = palloc0(sizeof(MsgqSegment));
 
@@ -216,11 +220,32 @@ open_segment(Relation table, const MsgqQueue *queue)
 	CheckCmdReplicaIdentity(table, CMD_UPDATE);
 	segment->row = table_slot_create(table, NULL);
 	segment->new_row = table_slot_create(table, NULL);
-	segment->ready = msgq_frontier_get(RelationGetRelid(table),
-									   queue->created_at, MSGQ_READY);
-	segment->due = msgq_frontier_get(RelationGetRelid(table),
-									 queue->created_at, MSGQ_DUE);
+	segment->ready = msgq_slot_frontier(storage->slot, storage->queue,
+										RelationGetRelid(table), MSGQ_READY);
+	segment->due = msgq_slot_frontier(storage->slot, storage->queue,
+									  RelationGetRelid(table), MSGQ_DUE);
 	return segment;
+}
+
+/*
+ * Is the table as it was made, so that SQL on it runs nobody's code?  The
+ * caller holds a lock.
+ */
+bool
+msgq_segment_is_plain(Oid table_oid)
+{
+	Relation	table = table_open(table_oid, AccessShareLock);
+	bool		is_plain = foreign_feature(table) == NULL;
+
+	if (is_plain)
+	{
+		List	   *indexes = RelationGetIndexList(table);
+
+		is_plain = list_length(indexes) == 2;
+		list_free(indexes);
+	}
+	table_close(table, AccessShareLock);
+	return is_plain;
 }
 
 /*
@@ -229,10 +254,11 @@ open_segment(Relation table, const MsgqQueue *queue)
  * since it was looked up, or its tables have.
  */
 static bool
-lock_tables(const MsgqQueue *queue, bool active_only, uint64 generation,
+lock_tables(const MsgqQueue *queue, MsgqWhich which, uint64 generation,
 			Relation *tables, int *n)
 {
-	int			first = active_only ? queue->nsegments - 1 : 0;
+	int			first = which == MSGQ_ACTIVE ? queue->nsegments - 1 :
+	which == MSGQ_IN_USE ? queue->ndrained : 0;
 
 	*n = 0;
 	for (int i = first; i < queue->nsegments; i++)
@@ -254,41 +280,46 @@ lock_tables(const MsgqQueue *queue, bool active_only, uint64 generation,
 
 /*
  * Opens a queue for writing, after checking that the current user has the
- * right on it: all segments that may hold messages, or only the one that
- * takes new ones.  The locks stay until the end of the transaction.  command
- * is the caller's name, for messages, or NULL if it will only look.
+ * right on it.  The locks stay until the end of the transaction.  command is
+ * the caller's name, for messages, or NULL if it will only look.
  *
  * Raises 42704, 42501 and 55000 as msgq_queue_get does, 25006 where nothing
  * can be written, 55000 for tables with features that msgq would not honour.
  */
 MsgqStorage *
 msgq_storage_open(const char *command, const char *name, AclMode right,
-				  bool active_only)
+				  MsgqWhich which)
 {
 	MsgqStorage *storage = palloc0(sizeof(MsgqStorage));
 	Relation   *tables;
-	uint64		generation;
 	int			n;
 
+	storage->right = right;
+	storage->which = which;
 	if (command)
 		msgq_begin_change(command);
 	do
 	{
-		generation = msgq_queue_generation();
+		storage->generation = msgq_queue_generation();
 		storage->queue = msgq_queue_get(name, right);
+		msgq_point(MSGQ_POINT_SEND_CHOSEN);
 		tables = palloc(sizeof(Relation) * storage->queue->nsegments);
-	} while (!lock_tables(storage->queue, active_only, generation, tables, &n));
+	} while (!lock_tables(storage->queue, which, storage->generation,
+						  tables, &n));
 
+	storage->slot = msgq_slot_get(storage->queue);
+	if (command)
+		msgq_worker_want();
 	storage->segments = palloc(sizeof(MsgqSegment *) * n);
 	for (int i = 0; i < n; i++)
-		storage->segments[i] = open_segment(tables[i], storage->queue);
+		storage->segments[i] = open_segment(tables[i], storage);
 	storage->nsegments = n;
 	return storage;
 }
 
-/* Closes it and makes what was done visible to the next command. */
-void
-msgq_storage_close(MsgqStorage *storage)
+/* Closes the tables, and gives back locks of this mode. */
+static void
+close_tables(MsgqStorage *storage, LOCKMODE mode)
 {
 	for (int i = 0; i < storage->nsegments; i++)
 	{
@@ -298,9 +329,38 @@ msgq_storage_close(MsgqStorage *storage)
 		ExecDropSingleTupleTableSlot(segment->new_row);
 		ExecCloseIndices(segment->result);
 		FreeExecutorState(segment->estate);
-		table_close(segment->table, NoLock);
+		table_close(segment->table, mode);
 	}
+}
+
+/* Closes it and makes what was done visible to the next command. */
+void
+msgq_storage_close(MsgqStorage *storage)
+{
+	close_tables(storage, NoLock);
 	CommandCounterIncrement();
+}
+
+/*
+ * May a message of the queue be in a segment that is not open?  Where all
+ * that could hold some are, messages cannot move to another one.
+ */
+bool
+msgq_storage_is_partial(const MsgqStorage *storage)
+{
+	return storage->which != MSGQ_ALL &&
+		(storage->queue->ndrained > 0 ||
+		 storage->generation != msgq_queue_generation());
+}
+
+/*
+ * Closes it where nothing was changed, and gives back its locks, so that
+ * nobody has to wait for one who only waits.
+ */
+void
+msgq_storage_let_go(MsgqStorage *storage)
+{
+	close_tables(storage, RowExclusiveLock);
 }
 
 /* ---------------------------------------------------------------------------
@@ -318,27 +378,39 @@ append_lock_tag(LOCKTAG *tag, const MsgqQueue *queue)
 
 /* Before the first id of a call is taken. */
 void
-msgq_append_begin(const MsgqQueue *queue)
+msgq_append_begin(MsgqStorage *storage)
 {
 	LOCKTAG		tag;
 
-	append_lock_tag(&tag, queue);
+	if (msgq_shared_available())
+	{
+		storage->append = msgq_append_publish(storage->queue, storage->slot);
+		return;
+	}
+	append_lock_tag(&tag, storage->queue);
 	(void) LockAcquire(&tag, ShareLock, false, false);
 }
 
-/* After the index entries of its last message are in. */
+/* After the index entries of its last message are in; ids up to this one. */
 void
-msgq_append_end(const MsgqQueue *queue)
+msgq_append_end(MsgqStorage *storage, int64 last)
 {
 	LOCKTAG		tag;
 
-	append_lock_tag(&tag, queue);
+	if (msgq_shared_available())
+	{
+		msgq_append_withdraw(storage->append);
+		if (storage->slot)
+			msgq_raise(&storage->slot->highest_id, last);
+		return;
+	}
+	append_lock_tag(&tag, storage->queue);
 	(void) LockRelease(&tag, ShareLock, false);
 }
 
-/* The highest id that was taken. */
-static int64
-last_id(const MsgqQueue *queue)
+/* The highest id that was taken, by a look at the sequence. */
+int64
+msgq_last_id(const MsgqQueue *queue)
 {
 	Relation	sequence = relation_open(queue->sequence, AccessShareLock);
 	Buffer		buffer = ReadBuffer(sequence, 0);
@@ -359,19 +431,29 @@ last_id(const MsgqQueue *queue)
 }
 
 /*
- * Raises *horizon if no sender is at work at this instant: all ids up to it
- * are in the index, or never will be.
+ * The horizon of this instant; PG_INT64_MIN if it cannot be told now.  A
+ * horizon holds for ever.
  */
-void
-msgq_append_horizon(const MsgqQueue *queue, int64 *horizon)
+int64
+msgq_append_horizon(const MsgqStorage *storage)
 {
 	LOCKTAG		tag;
+	int64		horizon;
 
-	append_lock_tag(&tag, queue);
+	if (msgq_shared_available())
+	{
+		horizon = storage->slot ?
+			(int64) pg_atomic_read_u64(&storage->slot->highest_id) :
+			msgq_last_id(storage->queue);
+		horizon = msgq_append_lowest(storage->queue, horizon);
+		return horizon == PG_INT64_MIN ? horizon : horizon - 1;
+	}
+	append_lock_tag(&tag, storage->queue);
 	if (LockAcquire(&tag, ExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
-		return;
-	*horizon = last_id(queue);
+		return PG_INT64_MIN;
+	horizon = msgq_last_id(storage->queue);
 	(void) LockRelease(&tag, ExclusiveLock, false);
+	return horizon;
 }
 
 /* ---------------------------------------------------------------------------
@@ -425,9 +507,18 @@ insert_index_entries(MsgqSegment *segment, TupleTableSlot *row,
 						   Anum_segment_visible_at, UNIQUE_CHECK_NO);
 }
 
+/* A row's index entries are in: somebody may have passed its place. */
+static void
+wrote_row(MsgqSegment *segment, TupleTableSlot *row)
+{
+	if (!msgq_row_is_null(row, Anum_segment_visible_at))
+		msgq_frontier_wrote_due(segment->due,
+								msgq_row_time(row, Anum_segment_visible_at));
+}
+
 /*
- * Stores n rows, whose slots have all columns set.  The caller holds the
- * append lock.
+ * Stores n rows, whose slots have all columns set, between msgq_append_begin
+ * and msgq_append_end.
  */
 void
 msgq_segment_insert(MsgqSegment *segment, TupleTableSlot **rows, int n)
@@ -449,7 +540,10 @@ msgq_segment_insert(MsgqSegment *segment, TupleTableSlot **rows, int n)
 		MemoryContextDelete(batch);
 	}
 	for (int i = 0; i < n; i++)
+	{
 		insert_index_entries(segment, rows[i], false, MSGQ_ALL_INDEXES);
+		wrote_row(segment, rows[i]);
+	}
 }
 
 /* ---------------------------------------------------------------------------
@@ -593,6 +687,8 @@ change_row(MsgqSegment *segment, const MsgqChange *change, bool wait)
 		return outcome_of(result);
 	if (MSGQ_SOME_INDEX(indexes))
 		insert_index_entries(segment, segment->new_row, true, indexes);
+	if (change->set_visible_at)
+		wrote_row(segment, segment->new_row);
 	return MSGQ_DONE;
 }
 
@@ -628,6 +724,7 @@ msgq_walk_begin(MsgqSegment *segment, MsgqOrder order, int64 low, int64 high)
 
 	walk->segment = segment;
 	walk->order = order;
+	walk->max_entries = PG_INT64_MAX;
 	InitDirtySnapshot(walk->dirty);
 	ScanKeyInit(&keys[0], 1, BTGreaterEqualStrategyNumber, at_least,
 				Int64GetDatum(low));
@@ -646,21 +743,41 @@ is_in_order(MsgqWalk *walk)
 }
 
 /*
+ * The next index entry, or the rest of the same one's chain of versions, as
+ * index_getnext_slot has it, but for the counting of the dead.  False at the
+ * end of the range, or of the walk's patience; else *visible tells whether
+ * there is a row in segment->row.
+ */
+static bool
+next_entry(MsgqWalk *walk, bool *visible)
+{
+	if (!walk->scan->xs_heap_continue)
+	{
+		if (walk->entries == walk->max_entries ||
+			index_getnext_tid(walk->scan, ForwardScanDirection) == NULL)
+			return false;
+		walk->entries++;
+	}
+	*visible = index_fetch_heap(walk->scan, walk->segment->row);
+	return true;
+}
+
+/*
  * The next row, in segment->row, with its key and with whoever holds it.
- * False at the end of the range.
+ * False at the end of the range, or after max_entries.
  */
 bool
 msgq_walk_next(MsgqWalk *walk)
 {
-	while (index_getnext_slot(walk->scan, ForwardScanDirection,
-							  walk->segment->row))
+	bool		visible;
+
+	while (next_entry(walk, &visible))
 	{
 		CHECK_FOR_INTERRUPTS();
-		walk->entries++;
-		if (!is_in_order(walk))
+		if (!visible || !is_in_order(walk))
 			continue;
-		walk->open_xid = TransactionIdIsValid(walk->dirty.xmin) ?
-			walk->dirty.xmin : walk->dirty.xmax;
+		walk->is_claim = !TransactionIdIsValid(walk->dirty.xmin);
+		walk->open_xid = walk->is_claim ? walk->dirty.xmax : walk->dirty.xmin;
 		return true;
 	}
 	return false;
@@ -675,6 +792,41 @@ msgq_walk_end(MsgqWalk *walk)
 }
 
 /*
+ * The earliest due time not before this one, of a row that anybody may see,
+ * or, after so many index entries in vain, a time before which there is none.
+ * DT_NOEND - 1 if there is none at all.
+ */
+TimestampTz
+msgq_segment_next_due(MsgqSegment *segment, TimestampTz from, int max_entries)
+{
+	TimestampTz due = DT_NOEND - 1;
+	bool		found = false;
+	SnapshotData dirty;
+	ScanKeyData key;
+	IndexScanDesc scan;
+
+	InitDirtySnapshot(dirty);
+	ScanKeyInit(&key, 1, BTGreaterEqualStrategyNumber, F_TIMESTAMPTZ_GE,
+				TimestampTzGetDatum(from));
+	scan = msgq_index_beginscan(segment->table, segment->by_due_time, &dirty, 1);
+	scan->xs_want_itup = true;	/* the key of a dead row is wanted as well */
+	index_rescan(scan, &key, 1, NULL, 0);
+	while (!found && index_getnext_tid(scan, ForwardScanDirection))
+	{
+		bool		is_null;
+
+		CHECK_FOR_INTERRUPTS();
+		found = index_fetch_heap(scan, segment->row) || --max_entries == 0;
+		if (found)
+			due = DatumGetTimestampTz(index_getattr(scan->xs_itup, 1,
+													scan->xs_itupdesc, &is_null));
+	}
+	index_endscan(scan);
+	ExecClearTuple(segment->row);
+	return due;
+}
+
+/*
  * We met the row when it was free and did not get it: who has it?  A look at
  * the row as it is now tells, unless it is only locked.
  */
@@ -683,6 +835,7 @@ who_holds(MsgqWalk *walk)
 {
 	if (!is_current(walk->segment, &walk->open_xid))
 		return MSGQ_GONE;
+	walk->is_claim = true;
 	return TransactionIdIsValid(walk->open_xid) ? MSGQ_OPEN : MSGQ_HELD;
 }
 

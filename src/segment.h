@@ -14,6 +14,7 @@
 
 #include "frontier.h"
 #include "queue.h"
+#include "shared.h"
 
 /* One segment table, locked and opened for reading and writing. */
 typedef struct MsgqSegment
@@ -28,14 +29,27 @@ typedef struct MsgqSegment
 	bool		has_own_indexes_only;
 	TupleTableSlot *row;		/* what a walk or a look-up has found */
 	TupleTableSlot *new_row;	/* its next version */
-	MsgqFrontier *ready;
-	MsgqFrontier *due;
+	MsgqFrontierRef ready;
+	MsgqFrontierRef due;
 } MsgqSegment;
+
+/* Which segments a call needs. */
+typedef enum MsgqWhich
+{
+	MSGQ_ACTIVE,				/* the one that takes new messages */
+	MSGQ_IN_USE,				/* all that are not known to be drained */
+	MSGQ_ALL					/* all that may hold messages */
+} MsgqWhich;
 
 /* A queue with the segments that a call needs. */
 typedef struct MsgqStorage
 {
 	MsgqQueue  *queue;
+	AclMode		right;			/* that was checked */
+	MsgqWhich	which;
+	uint64		generation;		/* when it was looked up */
+	MsgqSlot   *slot;			/* shared state, or NULL */
+	MsgqAppend	append;			/* while appending */
 	int			nsegments;
 	MsgqSegment **segments;
 } MsgqStorage;
@@ -49,7 +63,9 @@ typedef struct MsgqWalk
 	SnapshotData dirty;
 	int64		key;			/* of the row that it stands on */
 	TransactionId open_xid;		/* whoever holds it; invalid if it is free */
-	int64		entries;		/* index entries met so far */
+	bool		is_claim;		/* he has claimed or removed it */
+	int64		entries;		/* index entries met so far, dead ones too */
+	int64		max_entries;	/* and how many it may meet */
 } MsgqWalk;
 
 /* What became of a row that somebody wanted to change. */
@@ -77,12 +93,16 @@ typedef struct MsgqChange
 } MsgqChange;
 
 extern MsgqStorage *msgq_storage_open(const char *command, const char *name,
-									  AclMode right, bool active_only);
+									  AclMode right, MsgqWhich which);
 extern void msgq_storage_close(MsgqStorage *storage);
+extern void msgq_storage_let_go(MsgqStorage *storage);
+extern bool msgq_segment_is_plain(Oid table);
+extern bool msgq_storage_is_partial(const MsgqStorage *storage);
 
-extern void msgq_append_begin(const MsgqQueue *queue);
-extern void msgq_append_end(const MsgqQueue *queue);
-extern void msgq_append_horizon(const MsgqQueue *queue, int64 *horizon);
+extern void msgq_append_begin(MsgqStorage *storage);
+extern void msgq_append_end(MsgqStorage *storage, int64 last);
+extern int64 msgq_append_horizon(const MsgqStorage *storage);
+extern int64 msgq_last_id(const MsgqQueue *queue);
 
 extern void msgq_segment_insert(MsgqSegment *segment, TupleTableSlot **rows,
 								int n);
@@ -94,6 +114,8 @@ extern void msgq_walk_end(MsgqWalk *walk);
 extern MsgqOutcome msgq_walk_claim(MsgqWalk *walk, const MsgqChange *change);
 extern MsgqOutcome msgq_walk_remove(MsgqWalk *walk, const MsgqChange *change);
 
+extern TimestampTz msgq_segment_next_due(MsgqSegment *segment,
+										 TimestampTz from, int max_entries);
 extern bool msgq_segment_find(MsgqSegment *segment, int64 id);
 extern bool msgq_segment_look_up(MsgqSegment *segment, int64 id);
 extern bool msgq_segment_wait(MsgqSegment *segment);

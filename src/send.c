@@ -3,12 +3,12 @@
  *		Stores messages, as part of the caller's transaction.
  *
  * COMMIT of the caller is the confirmation, and whatever undoes the insert,
- * also the rollback of a savepoint, undoes the message.  Nothing else happens
- * here: no notification, no shared state.
+ * also the rollback of a savepoint, undoes the message.  Whoever waits for it
+ * is woken after the commit (wakeup.c).
  *
  * All functions of this file fill an Outgoing and hand it to store(), which
- * takes the ids under the append lock (segment.c tells what it is for) and
- * inserts in chunks.  All arguments are checked before the first id is taken.
+ * tells the receivers that it is about to append (the append horizon, in
+ * segment.c), takes the ids, and inserts in chunks.  All arguments are checked before the first id is taken.
  *
  * src/send.c
  */
@@ -26,6 +26,9 @@
 #include "argument.h"
 #include "message.h"
 #include "segment.h"
+#include "stats.h"
+#include "testing.h"
+#include "wakeup.h"
 
 /* Header names that begin so are the server's. */
 #define RESERVED_PREFIX		"msgq-"
@@ -56,7 +59,7 @@ allocate(Outgoing *out, int n, AttrNumber content_column)
 	out->no_headers = palloc(sizeof(bool) * n);
 	out->visible_at = palloc0(sizeof(TimestampTz) * n);
 	memset(out->no_headers, true, sizeof(bool) * n);
-	out->now = GetCurrentTimestamp();
+	out->now = msgq_now();
 }
 
 /* ---------------------------------------------------------------------------
@@ -133,6 +136,7 @@ store_chunk(MsgqSegment *segment, const MsgqQueue *queue, const Outgoing *out,
 		fill_row(rows[n++], out, i, ids[i]);
 		bytes += message_bytes(out, i);
 	}
+	msgq_point(MSGQ_POINT_SEND_NUMBERED);
 	msgq_segment_insert(segment, rows, n);
 	return n;
 }
@@ -142,7 +146,7 @@ static void
 store(const char *command, const char *name, const Outgoing *out, int64 *ids)
 {
 	MsgqStorage *storage = msgq_storage_open(command, name, MSGQ_RIGHT_SEND,
-											 true);
+											 MSGQ_ACTIVE);
 	MsgqSegment *segment = storage->segments[0];
 	int			nrows = Min(out->n, CHUNK_ROWS);
 	TupleTableSlot **rows = palloc(sizeof(TupleTableSlot *) * (nrows + 1));
@@ -152,13 +156,17 @@ store(const char *command, const char *name, const Outgoing *out, int64 *ids)
 	for (int i = 1; i < nrows; i++)
 		rows[i] = table_slot_create(segment->table, NULL);
 
-	msgq_append_begin(storage->queue);
+	msgq_point(MSGQ_POINT_SEND_LOCKED);
+	msgq_append_begin(storage);
 	for (int done = 0; done < out->n;)
 	{
 		CHECK_FOR_INTERRUPTS();
 		done += store_chunk(segment, storage->queue, out, done, rows, ids);
 	}
-	msgq_append_end(storage->queue);
+	msgq_point(MSGQ_POINT_SEND_STORED);
+	msgq_append_end(storage, out->n > 0 ? ids[out->n - 1] : 0);
+	msgq_count(storage->slot, MSGQ_SENT, out->n);
+	msgq_wake_at_commit(storage->slot, out->n);
 
 	for (int i = 1; i < nrows; i++)
 		ExecDropSingleTupleTableSlot(rows[i]);

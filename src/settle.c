@@ -47,6 +47,9 @@
 #include "message.h"
 #include "owner.h"
 #include "segment.h"
+#include "stats.h"
+#include "testing.h"
+#include "wakeup.h"
 
 /* The header that nack's error is kept in, and how much of it is. */
 #define ERROR_HEADER		"msgq-error"
@@ -191,7 +194,7 @@ static MsgqOutcome
 apply(const Settlement *settlement, const MsgqQueue *queue,
 	  MsgqSegment *segment, bool wait, bool *stale)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = msgq_now();
 	MsgqChange	change;
 
 	*stale = !is_applicable(settlement, segment->row, now);
@@ -242,11 +245,20 @@ look_up(MsgqStorage *storage, int64 id)
 	return found;
 }
 
+/* What became of a settlement. */
+typedef enum SettleResult
+{
+	SETTLED,
+	STALE,						/* the message is there, but not for this
+								 * receipt */
+	MISSING
+} SettleResult;
+
 /*
  * The row is somebody else's, or was: wait, and look at what there is then.
  * Each time around, somebody else's change has ended.
  */
-static bool
+static SettleResult
 settle_contended(const Settlement *settlement, MsgqStorage *storage)
 {
 	int			misses = 0;
@@ -266,16 +278,16 @@ settle_contended(const Settlement *settlement, MsgqStorage *storage)
 			continue;
 		if (apply(settlement, storage->queue, segment, true,
 				  &stale) == MSGQ_DONE)
-			return true;
+			return SETTLED;
 		if (stale)
-			return report_stale(settlement, storage->queue, true);
+			return STALE;
 	}
-	return report_stale(settlement, storage->queue, false);
+	return MISSING;
 }
 
-/* True if it was done, false if the receipt is stale (or the error of that). */
-static bool
-settle(const Settlement *settlement, MsgqStorage *storage)
+/* In the segments that are open. */
+static SettleResult
+settle_in_open(const Settlement *settlement, MsgqStorage *storage)
 {
 	for (int i = 0; i < storage->nsegments; i++)
 	{
@@ -287,11 +299,65 @@ settle(const Settlement *settlement, MsgqStorage *storage)
 			continue;
 		if (apply(settlement, storage->queue, segment, false,
 				  &stale) == MSGQ_DONE)
-			return true;
+			return SETTLED;
 		if (stale)
-			return report_stale(settlement, storage->queue, true);
+			return STALE;
 	}
 	return settle_contended(settlement, storage);
+}
+
+/* What it means for others: counters, and wake-ups after the commit. */
+static void
+report_settled(const Settlement *settlement, MsgqSlot *slot)
+{
+	switch (settlement->action)
+	{
+		case ACK:
+			msgq_count(slot, MSGQ_ACKED, 1);
+			break;
+		case CANCEL:
+			msgq_count(slot, MSGQ_CANCELLED, 1);
+			break;
+		case NACK:
+		case EXPIRE_LEASE:
+			msgq_count(slot, MSGQ_FAILED, 1);
+			msgq_wake_at_commit(slot, 1);
+			break;
+		case RELEASE:
+			msgq_wake_at_commit(slot, 1);
+			break;
+		case EXTEND:
+			break;
+	}
+}
+
+/*
+ * True if it was done, false if the receipt is stale (or the error of that).
+ *
+ * A message that is in none of the open segments may be in one that is marked
+ * drained, or have been moved to one that became active meanwhile: then all
+ * are opened, after which it cannot move.
+ */
+static bool
+settle(const Settlement *settlement, MsgqStorage **storage)
+{
+	SettleResult result = settle_in_open(settlement, *storage);
+
+	if (result == MISSING && msgq_storage_is_partial(*storage))
+	{
+		char	   *name = pstrdup(NameStr((*storage)->queue->name));
+		AclMode		right = (*storage)->right;
+
+		msgq_storage_close(*storage);
+		*storage = msgq_storage_open(settlement->command, name, right, MSGQ_ALL);
+		result = settle_in_open(settlement, *storage);
+	}
+	if (result == SETTLED)
+	{
+		report_settled(settlement, (*storage)->slot);
+		return true;
+	}
+	return report_stale(settlement, (*storage)->queue, result == STALE);
 }
 
 /* Arguments queue and receipt; the caller has filled in the rest. */
@@ -305,8 +371,8 @@ settle_one(FunctionCallInfo fcinfo, Settlement *settlement)
 
 	settlement->receipt = msgq_receipt_decode(receipt);
 	storage = msgq_storage_open(settlement->command, queue,
-								MSGQ_RIGHT_RECEIVE, false);
-	done = settle(settlement, storage);
+								MSGQ_RIGHT_RECEIVE, MSGQ_IN_USE);
+	done = settle(settlement, &storage);
 	msgq_storage_close(storage);
 	PG_RETURN_BOOL(done);
 }
@@ -321,8 +387,8 @@ settle_by_id(FunctionCallInfo fcinfo, Settlement *settlement)
 
 	settlement->receipt.id = DatumGetInt64(msgq_arg(fcinfo, 1, "id"));
 	storage = msgq_storage_open(settlement->command, queue,
-								MSGQ_RIGHT_MANAGE, false);
-	done = settle(settlement, storage);
+								MSGQ_RIGHT_MANAGE, MSGQ_IN_USE);
+	done = settle(settlement, &storage);
 	msgq_storage_close(storage);
 	PG_RETURN_BOOL(done);
 }
@@ -351,7 +417,7 @@ compare_items(const void *left, const void *right)
 
 /* Settles each receipt once; marks the stale ones by their places. */
 static void
-settle_items(Settlement *settlement, MsgqStorage *storage, BatchItem *items,
+settle_items(Settlement *settlement, MsgqStorage **storage, BatchItem *items,
 			 int n, bool *stale)
 {
 	qsort(items, n, sizeof(BatchItem), compare_items);
@@ -395,9 +461,9 @@ settle_batch(FunctionCallInfo fcinfo, Settlement *settlement)
 	else
 	{
 		MsgqStorage *storage = msgq_storage_open(settlement->command, queue,
-												 MSGQ_RIGHT_RECEIVE, false);
+												 MSGQ_RIGHT_RECEIVE, MSGQ_IN_USE);
 
-		settle_items(settlement, storage, items, n, stale);
+		settle_items(settlement, &storage, items, n, stale);
 		msgq_storage_close(storage);
 	}
 

@@ -108,9 +108,21 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 10;
 
 COMMENT ON FUNCTION msgq.receive(text, int, interval, interval) IS
 'leases messages: nobody else gets them until the visibility timeout has passed, counted from this call; needs the right receive. Due messages (retries, ended leases, delays) come first in the order of their time, then ready ones in the order of their ids; what another transaction holds is skipped. A rolled-back receive leaves the messages as they were. The same at every isolation level.
-max_messages: 1 to 10000. visibility_timeout: 0 or more; NULL means the queue''s. wait: only 0 in this version.
+max_messages: 1 to 10000. visibility_timeout: 0 or more; NULL means the queue''s. wait: if there is nothing, how long to wait for the first message, 0 or more; woken by commits, and by the clock when a message falls due. The statement keeps its snapshot while it waits; msgq.wait does not.
 Result: the messages, each with the receipt of this delivery.
-Errors: 42704 no such queue, 42501 no right, 22004 NULL, 22023 bad argument, 54000 max_messages too large, 0A000 wait, 25006 read-only or standby.';
+Errors: 42704 no such queue, 42501 no right, 22004 NULL, 22023 bad argument, 54000 max_messages too large, 25006 read-only or standby.';
+
+CREATE PROCEDURE msgq.wait(
+	queues text[],
+	timeout interval,
+	INOUT ready text DEFAULT NULL)
+AS 'MODULE_PATHNAME', 'msgq_wait'
+LANGUAGE C;
+
+COMMENT ON PROCEDURE msgq.wait(text[], interval, text) IS
+'waits until one of the queues has something to receive; needs the right receive on each. Ends the transaction before it sleeps, so it holds no snapshot and no lock meanwhile, and cannot run inside a transaction block. What it has found may be gone when the caller receives.
+queues: names, at most 10000; an earlier one comes first. timeout: 0 or more. ready: the first queue that has something, or NULL after the timeout; what is passed in does not matter.
+Errors: 42704 no such queue, 42501 no right, 22004 NULL, 22023 bad argument, 25001 in a transaction block, 25006 read-only or standby.';
 
 CREATE FUNCTION msgq.pop(queue text, max_messages int DEFAULT 1)
 RETURNS SETOF msgq.message

@@ -68,18 +68,36 @@ COMMENT ON TABLE msgq.queue IS
 
 /*
  * The ring of a queue: segment n is the table msgq.q<queue_id>_<n>.  Senders
- * write to the active one; receivers do not open empty ones.
+ * write to the active one; src/ring.c tells how it turns.  turn counts the
+ * turns of the ring, and orders the segments by when they were filled.  From
+ * a segment with moved, rows were moved to another one, and older snapshots
+ * may still need what they left.
  */
 CREATE TABLE msgq.segment (
 	queue_id int NOT NULL,
 	n int NOT NULL,
-	state text COLLATE "C" NOT NULL CHECK (state IN ('active', 'draining', 'empty')),
+	state text COLLATE "C" NOT NULL CHECK (state IN ('active', 'draining', 'drained', 'empty')),
+	turn bigint NOT NULL,
+	moved boolean NOT NULL,
 	PRIMARY KEY (queue_id, n)
 );
 
 COMMENT ON TABLE msgq.segment IS
-'the segment tables of each queue: active takes new messages, draining still holds some, empty is not opened by receivers';
+'the segment tables of each queue: active takes new messages, draining still holds some, drained waits to be emptied, empty holds none and is not opened by receivers';
+
+/*
+ * What was counted for each queue before the server last started; written by
+ * the worker now and then.
+ */
+CREATE TABLE msgq.queue_total (
+	queue_id int NOT NULL PRIMARY KEY,
+	totals bigint[] NOT NULL
+);
+
+COMMENT ON TABLE msgq.queue_total IS
+'counters of each queue as they were when they were last saved, in the order of the columns of msgq.queue_stats';
 
 SELECT pg_catalog.pg_extension_config_dump('msgq.queue_id', '');
 SELECT pg_catalog.pg_extension_config_dump('msgq.queue', '');
 SELECT pg_catalog.pg_extension_config_dump('msgq.segment', '');
+SELECT pg_catalog.pg_extension_config_dump('msgq.queue_total', '');

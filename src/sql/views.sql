@@ -51,8 +51,21 @@ CREATE FUNCTION msgq.list_queue_stats(
 	OUT delayed bigint,
 	OUT in_flight bigint,
 	OUT oldest_ready_age interval,
+	OUT sent_total bigint,
+	OUT delivered_total bigint,
+	OUT acked_total bigint,
+	OUT failed_total bigint,
+	OUT expired_total bigint,
+	OUT dropped_total bigint,
+	OUT dead_lettered_total bigint,
+	OUT redelivered_total bigint,
+	OUT purged_total bigint,
+	OUT cancelled_total bigint,
+	OUT archived_total bigint,
+	OUT redriven_total bigint,
 	OUT size_bytes bigint,
-	OUT segments int)
+	OUT segments int,
+	OUT exact boolean)
 RETURNS SETOF record
 AS 'MODULE_PATHNAME', 'msgq_list_queue_stats'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
@@ -63,4 +76,4 @@ COMMENT ON FUNCTION msgq.list_queue_stats() IS
 CREATE VIEW msgq.queue_stats AS SELECT * FROM msgq.list_queue_stats();
 
 COMMENT ON VIEW msgq.queue_stats IS
-'depth and size of the queues on which the current user has the right peek: ready (deliverable now), delayed (due later), in_flight (leased), oldest_ready_age (since it was sent), size_bytes (tables, indexes and TOAST), segments. The numbers are exact for the statement''s snapshot and cost a scan of the queue in this version';
+'depth, age, totals and size of the queues on which the current user has the right peek: ready (deliverable now), delayed (due later), in_flight (leased), oldest_ready_age (since it was sent), size_bytes (tables, indexes and TOAST) and segments. exact: true if the depth was counted, as the statement''s snapshot has it; false for a large queue, whose depth is reckoned from what was counted once and what came and went since, and whose age is that of the first message in each order. The totals count committed transactions (prepared ones are not counted), go on after a restart from what the worker has saved last, and are NULL without shared memory.';

@@ -173,9 +173,15 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(usleep);
 
-our @EXPORT = qw(new_node session kill_all kill_starting start_again
+our @EXPORT = qw(new_node is_preloaded session kill_all kill_starting start_again
   kill_backend wait_for_lock load run_psql text_file finish stop_load
   check_indexes);
+
+# Is the home of the shared state the main shared memory, in this run?
+sub is_preloaded
+{
+	return ($ENV{MSGQ_TEST_HOME} // 'preloaded') eq 'preloaded';
+}
 
 sub new_node
 {
@@ -188,6 +194,7 @@ sub new_node
 		'postgresql.conf', join "\n",
 		'log_statement = none',
 		'max_prepared_transactions = 10',
+		is_preloaded() ? "shared_preload_libraries = 'msgq'" : (),
 		@conf, '');
 	$node->start;
 	$node->safe_psql('postgres', 'CREATE EXTENSION msgq');

@@ -1,0 +1,14 @@
+/*
+ * admin.h
+ *		Making the tables of a queue.
+ *
+ * src/admin.h
+ */
+#ifndef MSGQ_ADMIN_H
+#define MSGQ_ADMIN_H
+
+extern void msgq_segment_create(int32 queue_id, int n, const char *state);
+extern void msgq_handle_create(int32 queue_id, int nsegments);
+extern void msgq_storage_comment(int32 queue_id, const char *name);
+
+#endif							/* MSGQ_ADMIN_H */

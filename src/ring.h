@@ -1,0 +1,56 @@
+/*
+ * ring.h
+ *		The ring of segments of a queue: turning it, and reclaiming space.
+ *
+ * src/ring.h
+ */
+#ifndef MSGQ_RING_H
+#define MSGQ_RING_H
+
+#include "queue.h"
+
+/* What a step of maintenance has done, and what it could not do yet. */
+typedef struct MsgqRound
+{
+	int64		turned;			/* rings that have a new active segment */
+	int64		added;			/* segments that were made for that */
+	int64		drained;		/* segments that were found to be so */
+	int64		reclaimed;		/* segments that were emptied */
+	int64		moved;			/* messages moved to the active segment */
+	int64		refilled;		/* drained segments in which one was found */
+	int64		audited;		/* segments */
+	int64		defects;		/* messages found behind a frontier */
+	int64		waiting;		/* segments that something is in the way of */
+	int64		failed;			/* queues that raised an error */
+} MsgqRound;
+
+/* A segment, as a step of maintenance sees it. */
+typedef struct MsgqRingSegment
+{
+	int			n;
+	char		state;			/* its first letter; 'D' for drained */
+	bool		moved;
+	Oid			table;
+} MsgqRingSegment;
+
+typedef struct MsgqRing
+{
+	int32		queue_id;
+	char	   *name;
+	int			nsegments;
+	MsgqRingSegment *segments;	/* in the order of their turns */
+} MsgqRing;
+
+extern int	msgq_segment_size;
+extern int	msgq_reclaim;
+
+extern void msgq_ring_init(void);
+extern MsgqRing *msgq_ring_read(int32 queue_id);
+extern bool msgq_ring_turn(const MsgqRing *ring, MsgqRound *round);
+extern bool msgq_ring_drain(const MsgqRing *ring, const MsgqRingSegment *segment,
+							MsgqRound *round, bool *parked);
+extern bool msgq_ring_reclaim(const MsgqRing *ring, const MsgqRingSegment *segment,
+							  MsgqRound *round);
+extern void msgq_ring_audit(const MsgqQueue *queue, MsgqRound *round);
+
+#endif							/* MSGQ_RING_H */

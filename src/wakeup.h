@@ -1,0 +1,30 @@
+/*
+ * wakeup.h
+ *		Waiting for messages, and waking those who wait.
+ *
+ * src/wakeup.h
+ */
+#ifndef MSGQ_WAKEUP_H
+#define MSGQ_WAKEUP_H
+
+#include "datatype/timestamp.h"
+
+#include "shared.h"
+
+extern int	msgq_poll_interval;
+
+extern void msgq_wakeup_init(void);
+
+extern void msgq_wake_at_commit(MsgqSlot *slot, int messages);
+extern void msgq_wake_at_abort(MsgqSlot *slot, int messages);
+extern void msgq_wakeup_transaction_ended(bool committed);
+extern void msgq_wakeup_forget(void);
+
+extern bool msgq_wait_register(MsgqSlot *slot);
+extern void msgq_wait_arm(void);
+extern bool msgq_wait_is_woken(void);
+extern bool msgq_wait_sleep(TimestampTz until);
+extern void msgq_wait_end(void);
+extern TimestampTz msgq_wait_poll_time(const MsgqSlot *slot, TimestampTz now);
+
+#endif							/* MSGQ_WAKEUP_H */

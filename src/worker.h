@@ -1,0 +1,20 @@
+/*
+ * worker.h
+ *		The background worker, and its work by hand.
+ *
+ * src/worker.h
+ */
+#ifndef MSGQ_WORKER_H
+#define MSGQ_WORKER_H
+
+#include "postgres.h"
+
+extern bool msgq_worker_enabled;
+extern int	msgq_worker_interval;
+extern int	msgq_notify_interval;
+
+extern void msgq_worker_init(void);
+extern void msgq_worker_want(void);
+extern bool msgq_worker_runs(void);
+
+#endif							/* MSGQ_WORKER_H */
