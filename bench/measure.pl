@@ -15,56 +15,90 @@ use List::Util qw(max min sum0);
 use POSIX qw(strftime);
 use Time::HiRes qw(sleep time);
 
-# What issue and README promise.  A ratio below its floor is reported loudly.
+# What issue and README promise.  A ratio below its floor, or a figure above
+# its ceiling, is reported loudly.
 my %FLOOR = (
-	send          => 0.85,
-	consume       => 3.0,
-	batch         => 2.2,
-	send_batch    => 1.1,
-	held_snapshot => 0.9,
+	send            => 0.95,
+	consume         => 3.0,
+	batch           => 2.2,
+	send_batch      => 1.1,
+	held_snapshot   => 0.9,
+	clients         => 1.05,
+	clients_many    => 0.9,
+	held_queue_rate => 0.95,
 );
-my @CASES = qw(send consume batch send_batch held_snapshot);
+my %CEILING = (
+	latency_p50        => 1,       # ms
+	latency_p99        => 5,       # ms
+	wakeups            => 0,       # messages
+	held_queue_p99     => 1.05,
+	held_queue_disk    => 1,       # of the bound
+	held_queue_release => 60,      # s
+);
+my @CASES = qw(send consume batch send_batch clients held_snapshot
+  latency wakeups held_queue);
+my @MSGQ_ONLY = qw(latency wakeups held_queue);    # nothing to compare with
 
 my $BATCH   = 100;
 my $TIMEOUT = "interval '30 s'";
-my $BODY    = '{"order": 1000042, "customer": "c-20391", "event": "paid", "amount": 129.95, '
+our $BODY   = '{"order": 1000042, "customer": "c-20391", "event": "paid", "amount": 129.95, '
   . '"currency": "EUR", "items": [{"sku": "A-4711", "n": 2}]}';
 
-my %opt = (work => 'tmp/bench', case => []);
-GetOptions(\%opt, 'work=s', 'case=s@', 'rounds=i', 'load=i', 'quick', 'long', 'profile', 'baselines')
+our %opt = (work => 'tmp/bench', case => [], 'poll-interval' => '1h');
+GetOptions(\%opt, 'work=s', 'case=s@', 'rounds=i', 'load=i', 'poll-interval=s', 'quick', 'long',
+	'profile', 'baselines')
   or exit 1;
 @{ $opt{case} } = @CASES unless @{ $opt{case} };
 for my $case (@{ $opt{case} })
 {
-	next if exists $FLOOR{$case};
+	next if grep { $_ eq $case } @CASES;
 	print STDERR "no such case: $case (there are @CASES)\n";
 	exit 1;
+}
+if ($opt{baselines})
+{
+	my %skip = map { $_ => 1 } @MSGQ_ONLY;
+	@{ $opt{case} } = grep { !$skip{$_} } @{ $opt{case} };
 }
 
 # rounds, seconds: of the short cases; consume has fewer and longer rounds,
 # since a queue that walks over dead rows begins fast.  load: messages waiting
 # when a round begins; drain: messages that a batch round consumes; hold: of
 # the open snapshot.
-my %size = (
+#
+# latency: seconds of it; race, handover: messages of wakeups.  hold_rounds:
+# of held_queue; delayed: messages that wait there for next month; segment:
+# msgq.segment_size, small enough that rings turn within the time, '' for
+# the server's own; release: seconds that are waited for the space.
+our %size = (
 	rounds => 5, seconds => 5, long_rounds => 3, long_seconds => 25,
-	load => 500_000, drain => 400_000, hold => 60, window => 10);
-%size = (%size, seconds => 20, long_rounds => 5, hold => 600) if $opt{long};
+	load => 500_000, drain => 400_000, hold => 60, window => 10,
+	latency => 20, race => 200_000, handover => 2_000,
+	hold_rounds => 1, delayed => 1_000_000, segment => '4MB', release => 60);
+%size = (%size, seconds => 20, long_rounds => 5, hold => 600, segment => '') if $opt{long};
 %size = (
+	%size,
 	rounds => 1, seconds => 2, long_rounds => 1, long_seconds => 2,
-	load => 50_000, drain => 40_000, hold => 10, window => 3) if $opt{quick};
-@size{qw(rounds long_rounds)} = ($opt{rounds}) x 2 if $opt{rounds};
+	load => 50_000, drain => 40_000, hold => 10, window => 3,
+	latency => 3, race => 5_000, handover => 200, delayed => 20_000, segment => '1MB',
+	release => 10) if $opt{quick};
+@size{qw(rounds long_rounds hold_rounds)} = ($opt{rounds}) x 3 if $opt{rounds};
 $size{load} = $opt{load} if $opt{load};
 
 $ENV{PGOPTIONS} = '-c client_min_messages=warning';
 
 my %children;    # pids of what we started and have not waited for
-my @rows;        # of the table
-my @remarks;     # below the table
+our @rows;       # of the table
+our @remarks;    # below the table
 my $failed = 0;  # cases that could not run
-my $below  = 0;  # ratios below their floor
+my $below  = 0;  # figures that miss their floor or ceiling
 
 $SIG{INT} = $SIG{TERM} = sub { die "interrupted\n" };
 END { kill 'TERM', keys %children if %children }
+
+(my $here = __FILE__) =~ s{[^/]*$}{};
+$here = './' if $here eq '';
+require "${here}waiting.pl";
 
 # ---------------------------------------------------------------------------
 # The sides
@@ -79,7 +113,7 @@ my $HANDLE = q{SELECT c.oid::regclass::text FROM pg_class c
 	  AND c.relname ~ '^q[0-9]+$'
 	ORDER BY substr(c.relname, 2)::bigint DESC LIMIT 1};
 
-my %SIDE = (
+our %SIDE = (
 	msgq => {
 		title => 'msgq',
 		empty => [
@@ -309,13 +343,23 @@ sub progress
 	return;
 }
 
-# Compares with the floor and says so; counts what falls short.
+# Compares with the floor or the ceiling and says so; counts what misses it.
 sub verdict
 {
-	my ($case, $ratio) = @_;
-	return 'pass' if $ratio >= $FLOOR{$case};
+	my ($name, $value) = @_;
+	my ($pass, $miss) = exists $CEILING{$name}
+	  ? ($value <= $CEILING{$name}, 'ABOVE THE CEILING')
+	  : ($value >= $FLOOR{$name},   'BELOW THE FLOOR');
+	return 'pass' if $pass;
 	$below++;
-	return 'BELOW THE FLOOR';
+	return $miss;
+}
+
+sub limit_text
+{
+	my ($name) = @_;
+	return sprintf('<= %g', $CEILING{$name}) if exists $CEILING{$name};
+	return ratio_text($FLOOR{$name});
 }
 
 # ---------------------------------------------------------------------------
@@ -385,7 +429,8 @@ sub round_of
 	my ($case, $side, $how) = @_;
 	prepare($side, $how->{load});
 	my @length = $side eq 'bound' ? @{ $how->{bound_length} } : @{ $how->{length} };
-	my $bench  = start_pgbench("$case-$side", [ $SIDE{$side}{$case} ],
+	my $script = $SIDE{$side}{ $how->{script} || $case };
+	my $bench  = start_pgbench("$case-$side", [$script],
 		'-c', $how->{clients}, '-j', 2, @length);
 	profile("$case-$side", $length[0] eq '-T' ? $length[1] / 2 : 2) if $opt{profile};
 	my ($tps, $transactions) = finish_pgbench($bench);
@@ -445,8 +490,46 @@ sub add_ratio
 	$row->{msgq}  = spread(\&thousands, @{$ours});
 	$row->{ratio} = spread(\&ratio_text, @ratios);
 	return unless $counts;
-	$row->{floor}   = ratio_text($FLOOR{$case});
+	$row->{floor}   = limit_text($case);
 	$row->{verdict} = verdict($case, median(@ratios));
+	return;
+}
+
+# ---------------------------------------------------------------------------
+# Many clients
+#
+# Senders to one queue: what they share (the id sequence, the append horizon,
+# the pages at the table's end) must not stand in their way.  The rates are
+# compared with those of few clients, and at 32 with a plain INSERT.
+# ---------------------------------------------------------------------------
+
+sub clients
+{
+	my $fewest = 16;
+	my $most   = 256;
+	my @counts = $opt{baselines} ? () : ($fewest, 64, $most);
+	my %how    = (script => 'send', per_transaction => 1, length => [ '-T', $size{seconds} ]);
+	my %rates;
+	for my $round (1 .. $size{rounds})
+	{
+		for my $count ($round % 2 ? @counts : reverse @counts)
+		{
+			push @{ $rates{$count} }, round_of('clients', 'msgq', { %how, clients => $count });
+			progress(sprintf('%-12s round %d  %-24s %10s messages/s',
+					'clients', $round, "$count clients", thousands($rates{$count}[-1])));
+		}
+	}
+	for my $count (grep { $_ != $fewest } @counts)
+	{
+		my %row = (
+			case     => "clients, $count clients",
+			baseline => "msgq, $fewest clients",
+			base     => spread(\&thousands, @{ $rates{$fewest} }),
+		);
+		add_ratio(\%row, 'clients_many', $rates{$count}, $rates{$fewest}, $count == $most);
+		push @rows, \%row;
+	}
+	compare('clients', { %how, baselines => ['plain'], clients => 32, rounds => $size{rounds} });
 	return;
 }
 
@@ -476,15 +559,18 @@ sub claim_scripts
 	];
 }
 
-# A session that has taken a snapshot and keeps it until the handle is closed.
+# A session that has taken a snapshot, by a query of its own or by the given
+# one, and keeps it until the handle is closed.
 sub hold_snapshot
 {
+	my ($query) = @_;
+	$query = 'SELECT 1 FROM pg_class LIMIT 1' unless defined $query;
 	my $pid = open(my $psql, '|-', "psql -XAtq -v ON_ERROR_STOP=1 >/dev/null")
 	  or die "cannot start psql: $!\n";
 	$children{$pid} = 1;
 	$psql->autoflush(1);
 	print $psql "SET application_name = 'msgq-bench-holder';\n",
-	  "BEGIN ISOLATION LEVEL REPEATABLE READ;\nSELECT 1 FROM pg_class LIMIT 1;\n";
+	  "BEGIN ISOLATION LEVEL REPEATABLE READ;\n$query;\n";
 	for (1 .. 50)
 	{
 		my $held = psql(q{SELECT count(*) FROM pg_stat_activity WHERE backend_xmin IS NOT NULL
@@ -598,7 +684,7 @@ sub held_snapshot
 			base     => thousands($first->{claims} / $scale),
 			ratio    => ratio_text($ratio),
 			$side eq 'msgq'
-			? (floor => ratio_text($FLOOR{held_snapshot}), verdict => verdict('held_snapshot', $ratio))
+			? (floor => limit_text('held_snapshot'), verdict => verdict('held_snapshot', $ratio))
 			: (),
 		};
 		$rows[-1]{msgq} = '(' . thousands($last->{claims} / $scale) . ')' unless $side eq 'msgq';
@@ -664,7 +750,11 @@ my %CASE = (
 			baselines => ['plain'], clients => 2, per_transaction => $BATCH,
 			rounds => $size{rounds}, length => \@timed });
 	},
+	clients       => \&clients,
 	held_snapshot => \&held_snapshot,
+	latency       => \&latency,
+	wakeups       => \&wakeups,
+	held_queue    => \&held_queue,
 );
 
 # ---------------------------------------------------------------------------
@@ -707,18 +797,19 @@ sub check_plain
 sub report
 {
 	my ($environment) = @_;
-	my $format = "%-26s %-25s %-33s %-25s %-20s %-5s %s\n";
+	my $format = "%-26s %-25s %-33s %-25s %-20s %-7s %s\n";
 	my $text   = "\nmsgq benchmark\n$environment\n";
 	$text .= sprintf($format, 'case', 'msgq', 'baseline', '', 'ratio', 'floor', '');
-	$text .= "-" x 147 . "\n";
+	$text .= "-" x 149 . "\n";
 	for my $row (@rows)
 	{
 		$text .= sprintf($format, map { defined $_ ? $_ : '' }
 			  @{$row}{qw(case msgq baseline base ratio floor verdict)});
 	}
 	$text =~ s/ +$//mg;
-	$text .= "\nMessages per second (held_snapshot: claims per second); medians, with the lowest\n"
-	  . "and highest round. Of several baselines the fastest one counts.\n\n";
+	$text .= "\nMessages per second (held_snapshot: claims per second) where no unit is given;\n"
+	  . "medians, with the lowest and highest round. Of several baselines the fastest one counts.\n"
+	  . "A floor with <= is a ceiling.\n\n";
 	$text .= "note: profiled, so the ratios are distorted\n" if $opt{profile};
 	$text .= join('', map { "$_\n" } @remarks);
 	return $text;
@@ -740,7 +831,6 @@ sub run_case
 psql('CREATE EXTENSION IF NOT EXISTS msgq') unless $opt{baselines};
 for my $file (grep { defined } map { $SIDE{$_}{setup} } sort keys %SIDE)
 {
-	(my $here = __FILE__) =~ s{[^/]*$}{};
 	finish(start('psql', qw(psql -XAtq -v ON_ERROR_STOP=1 -f), "$here$file"));
 }
 my $environment = environment();
@@ -749,6 +839,6 @@ run_case($_) for @{ $opt{case} };
 my $text = report($environment);
 spill("$opt{work}/report.txt", $text);
 print $text;
-print "\n$below ratio(s) BELOW THE FLOOR\n" if $below;
+print "\n$below figure(s) BELOW THE FLOOR or above the ceiling\n" if $below;
 print "\n$failed case(s) COULD NOT RUN\n"   if $failed;
 exit($failed ? 1 : $below ? 2 : 0);
