@@ -473,9 +473,13 @@ msgq_frontier_advance(MsgqFrontierRef ref, const MsgqView *view,
 					  const MsgqVisit *visit, int64 limit)
 {
 	MsgqFrontier *frontier = ref.frontier;
-	FullTransactionId next = ReadNextFullTransactionId();
+	FullTransactionId next;
 	int64		position = Min(Min(visit->reached, visit->stop), limit);
 
+	/* A poll that finds nothing has nothing to say. */
+	if (position <= view->position && visit->nopen == 0 && nown == 0)
+		return;
+	next = ReadNextFullTransactionId();
 	lock_frontier(ref, LW_EXCLUSIVE);
 	frontier->horizon = Max(frontier->horizon, view->horizon);
 	if (position > frontier->position &&
@@ -574,6 +578,13 @@ msgq_frontier_end_due(MsgqFrontierRef ref, TimestampTz now, int64 entries,
 {
 	MsgqFrontier *frontier = ref.frontier;
 
+	/*
+	 * Mostly there is nothing to be noted, which needs no lock: what is read
+	 * here may be old, and then the next walk notes it.
+	 */
+	if (!frontier->rescanning &&
+		now - frontier->last_walk < CLOCK_TOLERANCE / 10)
+		return;
 	lock_frontier(ref, LW_EXCLUSIVE);
 	frontier->last_walk = Max(frontier->last_walk, now);
 	if (frontier->rescanning)

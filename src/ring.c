@@ -466,6 +466,18 @@ has_row_now(Relation table)
 	return found;
 }
 
+/* They are of rows that are gone; should we abort, they are found anew. */
+static void
+forget_frontiers(const MsgqRing *ring, const MsgqRingSegment *segment)
+{
+	MsgqQueue  *queue = msgq_queue_find(ring->name);
+	MsgqSlot   *slot = queue ? msgq_slot_find(queue->sequence,
+											  queue->created_at) : NULL;
+
+	if (slot)
+		msgq_slot_forget_segment(slot, segment->table);
+}
+
 /* Empties a segment, or sees that it is not: the caller holds the locks. */
 static bool
 reclaim_locked(const MsgqRing *ring, const MsgqRingSegment *segment,
@@ -490,6 +502,7 @@ reclaim_locked(const MsgqRing *ring, const MsgqRingSegment *segment,
 	{
 		msgq_spi_run("TRUNCATE ONLY msgq.q%d_%d", ring->queue_id, segment->n);
 		set_state(ring, segment->n, "empty", false);
+		forget_frontiers(ring, segment);
 		round->reclaimed++;
 	}
 	else

@@ -234,9 +234,12 @@ open_segment(Relation table, const MsgqStorage *storage)
 bool
 msgq_segment_is_plain(Oid table_oid)
 {
-	Relation	table = table_open(table_oid, AccessShareLock);
-	bool		is_plain = foreign_feature(table) == NULL;
+	Relation	table = try_table_open(table_oid, AccessShareLock);
+	bool		is_plain;
 
+	if (table == NULL)
+		return false;
+	is_plain = foreign_feature(table) == NULL;
 	if (is_plain)
 	{
 		List	   *indexes = RelationGetIndexList(table);

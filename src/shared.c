@@ -448,6 +448,21 @@ msgq_slot_count(int *used)
 	return shared->nslots;
 }
 
+/* The slot of a queue of this database, if it has one. */
+MsgqSlot   *
+msgq_slot_find(Oid sequence, TimestampTz created_at)
+{
+	MsgqQueueKey key = {MyDatabaseId, sequence, created_at};
+	MsgqSlot   *slot;
+
+	if (!msgq_shared_available())
+		return NULL;
+	LWLockAcquire(&shared->lock, LW_SHARED);
+	slot = find_slot(&key);
+	LWLockRelease(&shared->lock);
+	return slot;
+}
+
 /*
  * The slot of a queue, of which the caller has locked a table; NULL if there
  * is no shared state, or no slot is free.
@@ -500,39 +515,54 @@ msgq_slot_load_floor(MsgqSlot *slot, const int64 *floor)
 	LWLockRelease(&shared->lock);
 }
 
+/*
+ * Without a lock: a place is given away after its frontiers were made ready,
+ * and taken back when nobody can have a lock on the segment.
+ */
+static MsgqSegmentFrontiers *
+find_segment(MsgqSlot *slot, Oid segment)
+{
+	for (int i = 0; i < MSGQ_SLOT_SEGMENTS; i++)
+	{
+		if (slot->segments[i].segment == segment)
+			return &slot->segments[i];
+	}
+	return NULL;
+}
+
 /* The frontiers of a segment, taking a place for them if one is free. */
 static MsgqSegmentFrontiers *
 segment_frontiers(MsgqSlot *slot, Oid segment)
 {
-	MsgqSegmentFrontiers *found = NULL;
+	MsgqSegmentFrontiers *found = find_segment(slot, segment);
 
-	LWLockAcquire(&slot->lock, LW_SHARED);
-	for (int i = 0; i < MSGQ_SLOT_SEGMENTS && found == NULL; i++)
-	{
-		if (slot->segments[i].segment == segment)
-			found = &slot->segments[i];
-	}
-	LWLockRelease(&slot->lock);
+	pg_read_barrier();
 	if (found)
 		return found;
-
 	LWLockAcquire(&slot->lock, LW_EXCLUSIVE);
-	for (int i = 0; i < MSGQ_SLOT_SEGMENTS; i++)
+	found = find_segment(slot, segment);
+	if (found == NULL && (found = find_segment(slot, InvalidOid)) != NULL)
 	{
-		if (slot->segments[i].segment == segment)
-			found = &slot->segments[i];
-	}
-	for (int i = 0; i < MSGQ_SLOT_SEGMENTS && found == NULL; i++)
-	{
-		if (OidIsValid(slot->segments[i].segment))
-			continue;
-		found = &slot->segments[i];
-		found->segment = segment;
 		msgq_frontier_start(&found->orders[MSGQ_READY]);
 		msgq_frontier_start(&found->orders[MSGQ_DUE]);
+		pg_write_barrier();
+		found->segment = segment;
 	}
 	LWLockRelease(&slot->lock);
 	return found;
+}
+
+/* The segment was emptied: the caller has locked it against everybody. */
+void
+msgq_slot_forget_segment(MsgqSlot *slot, Oid segment)
+{
+	MsgqSegmentFrontiers *found;
+
+	LWLockAcquire(&slot->lock, LW_EXCLUSIVE);
+	found = find_segment(slot, segment);
+	if (found)
+		found->segment = InvalidOid;
+	LWLockRelease(&slot->lock);
 }
 
 /* The shared frontier of a segment, or, where there is none, our own. */
@@ -682,6 +712,15 @@ msgq_database_next(int *i)
 			return entry;
 	}
 	return NULL;
+}
+
+/* The database has gone. */
+void
+msgq_database_free(MsgqDatabase *entry)
+{
+	pg_atomic_write_u32(&entry->active, 0);
+	pg_atomic_write_u32(&entry->wanted, 0);
+	pg_atomic_write_u32(&entry->database, InvalidOid);
 }
 
 /* This process is the launcher. */

@@ -40,7 +40,7 @@ typedef struct MsgqQueueKey
 } MsgqQueueKey;
 
 /* Segments of a queue with shared frontiers; more than these have local ones. */
-#define MSGQ_SLOT_SEGMENTS	4
+#define MSGQ_SLOT_SEGMENTS	6
 
 typedef struct MsgqSegmentFrontiers
 {
@@ -57,7 +57,7 @@ typedef struct MsgqSegmentFrontiers
 typedef struct MsgqSlot
 {
 	MsgqQueueKey key;			/* shared->lock; constant while in use */
-	LWLock		lock;			/* for segments[] */
+	LWLock		lock;			/* for the frontiers, and to assign them */
 	MsgqSegmentFrontiers segments[MSGQ_SLOT_SEGMENTS];
 
 	pg_atomic_uint64 highest_id;	/* some id was taken that is this high, or
@@ -101,6 +101,8 @@ extern MsgqSlot *msgq_slot_get(const MsgqQueue *queue);
 extern void msgq_slot_free_gone(void);
 extern int	msgq_slot_count(int *used);
 extern void msgq_slot_load_floor(MsgqSlot *slot, const int64 *floor);
+extern MsgqSlot *msgq_slot_find(Oid sequence, TimestampTz created_at);
+extern void msgq_slot_forget_segment(MsgqSlot *slot, Oid segment);
 extern MsgqFrontierRef msgq_slot_frontier(MsgqSlot *slot, const MsgqQueue *queue,
 										  Oid segment, MsgqOrder order);
 
@@ -133,6 +135,7 @@ msgq_raise(pg_atomic_uint64 *value, uint64 to)
 /* Databases and the worker; see worker.c. */
 extern MsgqDatabase *msgq_database_get(Oid database);
 extern MsgqDatabase *msgq_database_next(int *i);
+extern void msgq_database_free(MsgqDatabase *entry);
 extern void msgq_launcher_register(void);
 extern void msgq_launcher_wake(void);
 

@@ -422,24 +422,33 @@ pages_of(const MsgqQueue *queue)
 	return pages;
 }
 
+/* Are its segments such that receivers would not refuse them? */
+static bool
+is_plain(const MsgqQueue *queue)
+{
+	for (int i = 0; i < queue->nsegments; i++)
+	{
+		if (!msgq_segment_is_plain(queue->segments[i]))
+			return false;
+	}
+	return true;
+}
+
 /* Bytes and number of all its segments, the empty ones too. */
 static void
-get_size(const MsgqQueue *queue, Datum *bytes, Datum *segments)
+get_size(const MsgqQueue *queue, int64 *bytes, int32 *segments)
 {
-	bool		is_null;
-	MsgqSpi		spi;
+	*bytes = 0;
+	for (*segments = 0;; (*segments)++)
+	{
+		Oid			table = msgq_relation_oid(psprintf("q%d_%d", queue->id,
+													   *segments + 1));
 
-	msgq_spi_begin(&spi, InvalidOid);
-	msgq_spi_run("SELECT sum(pg_total_relation_size(c.oid))::bigint, count(*)::int "
-				 "FROM pg_class c "
-				 "WHERE c.relnamespace = 'msgq'::regnamespace AND c.relkind = 'r' "
-				 "AND c.relname ~ '^q%d_[0-9]+$'", queue->id);
-	*bytes = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
-						   &is_null);
-	*segments = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2,
-							  &is_null);
-	*bytes = Int64GetDatum(DatumGetInt64(*bytes));
-	msgq_spi_end(&spi);
+		if (!OidIsValid(table))
+			break;
+		*bytes += DatumGetInt64(DirectFunctionCall1(pg_total_relation_size,
+													ObjectIdGetDatum(table)));
+	}
 }
 
 static void
@@ -455,9 +464,11 @@ put_row(ReturnSetInfo *result, const MsgqQueue *queue, TimestampTz now)
 	MsgqSlot   *slot = msgq_slot_get(queue);
 	Depth		depth;
 	bool		reckoned;
+	int64		bytes;
+	int32		segments;
 
 	reckoned = pages_of(queue) > SMALL_PAGES && !RecoveryInProgress() &&
-		reckon_depth(queue, now, &depth);
+		is_plain(queue) && reckon_depth(queue, now, &depth);
 	if (!reckoned)
 		count_messages(queue, now, &depth);
 	values[QUEUE] = CStringGetTextDatum(NameStr(queue->name));
@@ -478,7 +489,9 @@ put_row(ReturnSetInfo *result, const MsgqQueue *queue, TimestampTz now)
 		for (int i = 0; i < MSGQ_NCOUNTERS; i++)
 			values[TOTALS + i] = Int64GetDatum(totals[i]);
 	}
-	get_size(queue, &values[SIZE], &values[SEGMENTS]);
+	get_size(queue, &bytes, &segments);
+	values[SIZE] = Int64GetDatum(bytes);
+	values[SEGMENTS] = Int32GetDatum(segments);
 	values[EXACT] = BoolGetDatum(!reckoned);
 	tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
 }

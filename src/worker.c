@@ -64,6 +64,7 @@
 #include "utils/memutils.h"
 #include "utils/ps_status.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #include "owner.h"
@@ -91,6 +92,9 @@
 
 /* What takes t is done again after COST_FACTOR * t at the earliest. */
 #define COST_FACTOR			100
+
+/* Statistics tell of a queue's activity after this time at the latest. */
+#define SETTLE_TIME			(5 * USECS_PER_SEC)
 
 /* A segment that is parked is looked at at least this often. */
 #define PARKED_TIME			(60 * USECS_PER_SEC)
@@ -121,10 +125,13 @@ PGDLLEXPORT void msgq_worker_main(Datum arg);
 typedef struct Memory
 {
 	Oid			relation;		/* hash key: the sequence, or the table */
-	TimestampTz next;			/* segment: when to look again */
+	TimestampTz next;			/* when to look again: segments, and queues
+								 * without a slot */
 	int64		interval;
-	TimestampTz next_count;		/* queue: when to count, audit and save */
-	uint64		activity;		/* and what its counters were then */
+	uint64		activity;		/* what the queue's counters were */
+	TimestampTz changed_at;		/* and when they were found changed */
+	TimestampTz next_count;		/* when to count, audit and save */
+	uint64		counted_activity;	/* and what the counters were then */
 } Memory;
 
 typedef struct Maintenance
@@ -347,7 +354,7 @@ count_step(Maintenance *m, int32 queue_id, int n)
 	{
 		memory = remember(m, queue->sequence);
 		if (begun < memory->next_count ||
-			(activity == memory->activity &&
+			(activity == memory->counted_activity &&
 			 pg_atomic_read_u32(&slot->has_live)))
 			return;
 	}
@@ -359,11 +366,10 @@ count_step(Maintenance *m, int32 queue_id, int n)
 		int64		cost = GetCurrentTimestamp() - begun;
 
 		memory->next_count = begun + Max(SAVE_TIME, cost * COST_FACTOR);
-		memory->activity = activity;
+		memory->counted_activity = activity;
 	}
 }
 
-/* Tells those who LISTEN that something was sent since they were told last. */
 static void
 notify_step(Maintenance *m, int32 queue_id, int n)
 {
@@ -374,20 +380,20 @@ notify_step(Maintenance *m, int32 queue_id, int n)
 	if (slot == NULL)
 		return;
 	sent = pg_atomic_read_u64(&slot->counters[MSGQ_SENT]);
-	if (sent == pg_atomic_read_u64(&slot->notified))
-		return;
 	pg_atomic_write_u64(&slot->notified, sent);
 	Async_Notify(psprintf("msgq_%d", queue_id), "");
 }
 
-/* What the steps of a queue need to know of it. */
+/* Something to be looked at: a queue, or one of its segments. */
 typedef struct Work
 {
 	int32		queue_id;
-	int			n;				/* 0: the queue itself */
+	int			n;				/* 0: the queue itself; then also: */
+	Oid			sequence;
+	TimestampTz created_at;
 } Work;
 
-/* All segments of all queues, and the queues, as a palloc'd array. */
+/* All queues, and all segments that may be reclaimed, as a palloc'd array. */
 static Work *
 list_work(Maintenance *m, int *nwork)
 {
@@ -399,21 +405,72 @@ list_work(Maintenance *m, int *nwork)
 
 	begin_step(m);
 	msgq_spi_begin(&spi, msgq_storage_owner());
-	msgq_spi_run("SELECT id, 0 FROM msgq.queue UNION ALL "
-				 "SELECT queue_id, n FROM msgq.segment "
+	msgq_spi_run("SELECT id, 0, to_regclass(format('msgq.q%%s_id', id))::oid, created_at "
+				 "FROM msgq.queue UNION ALL "
+				 "SELECT queue_id, n, 0, '-infinity' FROM msgq.segment "
 				 "WHERE state IN ('draining', 'drained') ORDER BY 1, 2");
 	*nwork = SPI_processed;
 	work = MemoryContextAlloc(context, sizeof(Work) * (*nwork + 1));
 	for (int i = 0; i < *nwork; i++)
 	{
 		HeapTuple	row = SPI_tuptable->vals[i];
+		TupleDesc	descriptor = SPI_tuptable->tupdesc;
 
-		work[i].queue_id = DatumGetInt32(SPI_getbinval(row, SPI_tuptable->tupdesc, 1, &is_null));
-		work[i].n = DatumGetInt32(SPI_getbinval(row, SPI_tuptable->tupdesc, 2, &is_null));
+		work[i].queue_id = DatumGetInt32(SPI_getbinval(row, descriptor, 1, &is_null));
+		work[i].n = DatumGetInt32(SPI_getbinval(row, descriptor, 2, &is_null));
+		work[i].sequence = DatumGetObjectId(SPI_getbinval(row, descriptor, 3, &is_null));
+		work[i].created_at = DatumGetTimestampTz(SPI_getbinval(row, descriptor, 4, &is_null));
 	}
 	msgq_spi_end(&spi);
 	end_step(m, context, owner);
 	return work;
+}
+
+/*
+ * Has something happened to the queue since the last round?  Where nobody
+ * counts, it may have.
+ */
+static bool
+is_active(Maintenance *m, const Work *work)
+{
+	MsgqSlot   *slot = msgq_slot_find(work->sequence, work->created_at);
+	Memory	   *memory;
+	uint64		activity;
+
+	if (m->memory == NULL)
+		return true;
+	memory = remember(m, work->sequence);
+	if (slot == NULL)
+		return GetCurrentTimestamp() >= memory->next;
+	activity = activity_of(slot);
+	if (activity != memory->activity)
+		memory->changed_at = GetCurrentTimestamp();
+	memory->activity = activity;
+	return GetCurrentTimestamp() - memory->changed_at < SETTLE_TIME;
+}
+
+static void
+maintain_queue(Maintenance *m, const Work *work)
+{
+	TimestampTz begun = GetCurrentTimestamp();
+	int64		waiting = m->round.waiting;
+	Memory	   *memory;
+
+	if (!is_active(m, work))
+		return;
+	run_step(m, turn_step, work->queue_id, 0);
+	waiting = m->round.waiting - waiting;
+	run_step(m, count_step, work->queue_id, 0);
+	if (m->memory == NULL)
+		return;
+	memory = remember(m, work->sequence);
+	memory->next = begun + COST_FACTOR * (GetCurrentTimestamp() - begun);
+	if (waiting > 0)
+	{
+		/* It should turn and could not: that is to be tried again. */
+		memory->changed_at = GetCurrentTimestamp();
+		m->busy = true;
+	}
 }
 
 /* One round over all queues of the database. */
@@ -426,17 +483,17 @@ maintain(Maintenance *m)
 	for (int i = 0; i < n; i++)
 	{
 		if (work[i].n == 0)
+			maintain_queue(m, &work[i]);
+		else
 		{
-			run_step(m, turn_step, work[i].queue_id, 0);
-			run_step(m, count_step, work[i].queue_id, 0);
-			continue;
+			run_step(m, drain_step, work[i].queue_id, work[i].n);
+			run_step(m, reclaim_step, work[i].queue_id, work[i].n);
 		}
-		run_step(m, drain_step, work[i].queue_id, work[i].n);
-		run_step(m, reclaim_step, work[i].queue_id, work[i].n);
 	}
 	pfree(work);
 }
 
+/* Tells those who LISTEN that something was sent since they were told last. */
 static void
 notify(Maintenance *m)
 {
@@ -445,7 +502,11 @@ notify(Maintenance *m)
 
 	for (int i = 0; i < n; i++)
 	{
-		if (work[i].n == 0)
+		MsgqSlot   *slot = work[i].n != 0 ? NULL :
+		msgq_slot_find(work[i].sequence, work[i].created_at);
+
+		if (slot && pg_atomic_read_u64(&slot->counters[MSGQ_SENT]) !=
+			pg_atomic_read_u64(&slot->notified))
 			run_step(m, notify_step, work[i].queue_id, 0);
 	}
 	pfree(work);
@@ -728,6 +789,33 @@ start_everywhere(void)
 	CommitTransactionCommand();
 }
 
+/* Is somebody about to drop the database, or to copy it? */
+static bool
+is_locked(Oid database)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, database, 0);
+	if (LockAcquire(&tag, RowExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
+		return true;
+	(void) LockRelease(&tag, RowExclusiveLock, false);
+	return false;
+}
+
+/* Starts a worker, unless the database has gone or may be about to. */
+static void
+start_if_there(MsgqDatabase *entry)
+{
+	Oid			database = pg_atomic_read_u32(&entry->database);
+
+	StartTransactionCommand();
+	if (!SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(database)))
+		msgq_database_free(entry);
+	else if (!is_locked(database))
+		(void) start_worker(database);
+	CommitTransactionCommand();
+}
+
 /* Starts workers where they are wanted and none runs. */
 static void
 start_where_wanted(void)
@@ -742,7 +830,7 @@ start_where_wanted(void)
 
 		if (wanted && pg_atomic_read_u32(&entry->worker_pid) == 0 &&
 			msgq_worker_enabled)
-			(void) start_worker(pg_atomic_read_u32(&entry->database));
+			start_if_there(entry);
 	}
 }
 
@@ -800,9 +888,13 @@ enter_database(void)
 	entered = OidIsValid(get_extension_oid("msgq", true)) &&
 		OidIsValid(msgq_relation_oid("queue")) && lock_worker();
 	CommitTransactionCommand();
-	if (!entered)
-		return false;
 	entry = msgq_database_get(MyDatabaseId);
+	if (!entered)
+	{
+		if (entry && pg_atomic_read_u32(&entry->worker_pid) == 0)
+			pg_atomic_write_u32(&entry->active, 0);
+		return false;
+	}
 	if (entry)
 	{
 		pg_atomic_write_u32(&entry->worker_pid, MyProcPid);
