@@ -429,7 +429,8 @@ msgq_last_id(const MsgqQueue *queue)
 	data = (Form_pg_sequence_data) GETSTRUCT(&tuple);
 	last = data->is_called ? data->last_value : data->last_value - 1;
 	UnlockReleaseBuffer(buffer);
-	relation_close(sequence, NoLock);
+	/* A waiter must not keep it: whoever drops the queue would wait for him. */
+	relation_close(sequence, AccessShareLock);
 	return last;
 }
 

@@ -176,6 +176,7 @@ clear_slot(MsgqSlot *slot)
 	pg_atomic_write_u32(&slot->has_floor, 0);
 	pg_atomic_write_u64(&slot->live, 0);
 	pg_atomic_write_u32(&slot->has_live, 0);
+	pg_atomic_write_u64(&slot->counted_at, 0);
 	pg_atomic_write_u64(&slot->notified, 0);
 }
 
@@ -191,6 +192,8 @@ init_slot(MsgqSlot *slot, int tranche, int nprocesses)
 	pg_atomic_init_u64(&slot->counted_delayed, 0);
 	pg_atomic_init_u64(&slot->counted_in_flight, 0);
 	pg_atomic_init_u32(&slot->has_live, 0);
+	pg_atomic_init_u64(&slot->counted_at, 0);
+	pg_atomic_init_u64(&slot->counted_activity, 0);
 	pg_atomic_init_u64(&slot->notified, 0);
 	for (int i = 0; i < words_for(nprocesses); i++)
 		pg_atomic_init_u64(&slot->waiters[i], 0);

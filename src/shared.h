@@ -73,6 +73,8 @@ typedef struct MsgqSlot
 	pg_atomic_uint64 counted_delayed;
 	pg_atomic_uint64 counted_in_flight;
 	pg_atomic_uint32 has_live;
+	pg_atomic_uint64 counted_at;	/* the worker's */
+	pg_atomic_uint64 counted_activity;
 
 	pg_atomic_uint64 notified;	/* MSGQ_SENT when LISTENers were told last */
 

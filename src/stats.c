@@ -17,7 +17,8 @@
  * one, the number of messages is what the worker has counted once plus what
  * came and went since; what is delayed or in flight is counted in the due
  * index if that is little, or else is what the worker has counted last.  The
- * column exact tells which it is.
+ * column exact tells which it is.  (What is few is counted even then, by a
+ * walk over it.)
  *
  * src/stats.c
  */
@@ -47,8 +48,8 @@
 /* Pages of a queue's tables up to which it is counted when it is asked for. */
 #define SMALL_PAGES			1024
 
-/* Index entries that are looked through for what is delayed or in flight. */
-#define DUE_ENTRIES			1000
+/* Index entries of a large queue that are looked through at most, for each. */
+#define WALK_ENTRIES		1000
 
 /* ---------------------------------------------------------------------------
  * Counting
@@ -201,11 +202,32 @@ msgq_stats_load(MsgqSlot *slot, int32 queue_id)
 }
 
 static void
-get_totals(MsgqSlot *slot, int64 *totals)
+get_totals(const MsgqSlot *slot, int64 *totals)
 {
 	for (int i = 0; i < MSGQ_NCOUNTERS; i++)
 		totals[i] = slot->floor[i] +
-			(int64) pg_atomic_read_u64(&slot->counters[i]);
+			(int64) pg_atomic_read_u64((pg_atomic_uint64 *) &slot->counters[i]);
+}
+
+/*
+ * What the view shows.  On a standby nothing is counted, and what is saved
+ * there comes from the primary, and goes on coming.
+ */
+static void
+show_totals(MsgqSlot *slot, int32 queue_id, int64 *totals)
+{
+	TransactionId xmin;
+	MsgqSpi		spi;
+
+	if (!RecoveryInProgress())
+	{
+		msgq_stats_load(slot, queue_id);
+		get_totals(slot, totals);
+		return;
+	}
+	msgq_spi_begin(&spi, msgq_storage_owner());
+	(void) read_totals(queue_id, totals, &xmin);
+	msgq_spi_end(&spi);
 }
 
 /* Can vacuum remove what this transaction has replaced? */
@@ -296,20 +318,34 @@ count_messages(const MsgqQueue *queue, TimestampTz now, Depth *depth)
 	msgq_spi_end(&spi);
 }
 
-/* When was the first message sent that a walk from here meets, or 0. */
-static TimestampTz
-first_enqueued_at(MsgqSegment *segment, MsgqOrder order, int64 low, int64 high)
+/*
+ * Adds what can be had from the frontier on to depth->ready, and looks for the
+ * oldest; false if that is too much, or may not be all.
+ */
+static bool
+count_waiting(MsgqSegment *segment, MsgqFrontierRef ref, int64 high,
+			  Depth *depth)
 {
-	MsgqWalk   *walk = msgq_walk_begin(segment, order, low, high);
-	TimestampTz found = 0;
+	MsgqFrontier frontier;
+	MsgqWalk   *walk;
+	bool		complete;
 
-	while (found == 0 && msgq_walk_next(walk))
+	msgq_frontier_copy(ref, &frontier);
+	walk = msgq_walk_begin(segment, ref.order, frontier.position, high);
+	walk->max_entries = WALK_ENTRIES;
+	while (msgq_walk_next(walk))
 	{
-		if (!TransactionIdIsValid(walk->open_xid))
-			found = msgq_row_time(segment->row, Anum_segment_enqueued_at);
+		TimestampTz sent = msgq_row_time(segment->row, Anum_segment_enqueued_at);
+
+		if (TransactionIdIsValid(walk->open_xid))
+			continue;
+		depth->ready++;
+		if (depth->oldest == 0 || sent < depth->oldest)
+			depth->oldest = sent;
 	}
+	complete = walk->entries < WALK_ENTRIES && frontier.nexceptions == 0;
 	msgq_walk_end(walk);
-	return found;
+	return complete;
 }
 
 /* Adds what is delayed or in flight in a segment; false if that is too much. */
@@ -319,7 +355,7 @@ count_future(MsgqSegment *segment, TimestampTz now, Depth *depth)
 	MsgqWalk   *walk = msgq_walk_begin(segment, MSGQ_DUE, now + 1, PG_INT64_MAX);
 	bool		complete;
 
-	walk->max_entries = DUE_ENTRIES;
+	walk->max_entries = WALK_ENTRIES;
 	while (msgq_walk_next(walk))
 	{
 		if (msgq_row_is_null(segment->row, Anum_segment_leased_at))
@@ -327,19 +363,23 @@ count_future(MsgqSegment *segment, TimestampTz now, Depth *depth)
 		else
 			depth->in_flight++;
 	}
-	complete = walk->entries < DUE_ENTRIES;
+	complete = walk->entries < WALK_ENTRIES;
 	msgq_walk_end(walk);
 	return complete;
 }
 
-/* Reckons from the slot, where that is possible. */
+/*
+ * Reckons: walks a bit from the frontiers on, and where that does not show
+ * all, goes by the slot's numbers.  False if it has none.
+ */
 static bool
 reckon_depth(const MsgqQueue *queue, TimestampTz now, Depth *depth)
 {
 	MsgqStorage *storage = msgq_storage_open(NULL, NameStr(queue->name),
 											 MSGQ_RIGHT_PEEK, MSGQ_ALL);
 	MsgqSlot   *slot = storage->slot;
-	bool		complete = true;
+	bool		future_is_complete = true;
+	bool		ready_is_complete = true;
 
 	memset(depth, 0, sizeof(Depth));
 	if (slot == NULL || !pg_atomic_read_u32(&slot->has_live))
@@ -350,26 +390,20 @@ reckon_depth(const MsgqQueue *queue, TimestampTz now, Depth *depth)
 	for (int i = 0; i < storage->nsegments; i++)
 	{
 		MsgqSegment *segment = storage->segments[i];
-		MsgqView	view;
-		TimestampTz first;
 
-		complete &= count_future(segment, now, depth);
-		msgq_frontier_view(segment->ready, &view);
-		first = first_enqueued_at(segment, MSGQ_READY, view.position, PG_INT64_MAX);
-		if (first != 0 && (depth->oldest == 0 || first < depth->oldest))
-			depth->oldest = first;
-		msgq_frontier_view(segment->due, &view);
-		first = first_enqueued_at(segment, MSGQ_DUE, view.position, now);
-		if (first != 0 && (depth->oldest == 0 || first < depth->oldest))
-			depth->oldest = first;
+		future_is_complete &= count_future(segment, now, depth);
+		ready_is_complete &= count_waiting(segment, segment->ready,
+										   PG_INT64_MAX, depth);
+		ready_is_complete &= count_waiting(segment, segment->due, now, depth);
 	}
-	if (!complete)
+	if (!future_is_complete)
 	{
 		depth->delayed = pg_atomic_read_u64(&slot->counted_delayed);
 		depth->in_flight = pg_atomic_read_u64(&slot->counted_in_flight);
 	}
-	depth->ready = Max(0, msgq_stats_live(slot) - depth->delayed -
-					   depth->in_flight);
+	if (!ready_is_complete)
+		depth->ready = Max(depth->ready, msgq_stats_live(slot) -
+						   depth->delayed - depth->in_flight);
 	msgq_storage_let_go(storage);
 	return true;
 }
@@ -484,8 +518,7 @@ put_row(ReturnSetInfo *result, const MsgqQueue *queue, TimestampTz now)
 	{
 		int64		totals[MSGQ_NCOUNTERS];
 
-		msgq_stats_load(slot, queue->id);
-		get_totals(slot, totals);
+		show_totals(slot, queue->id, totals);
 		for (int i = 0; i < MSGQ_NCOUNTERS; i++)
 			values[TOTALS + i] = Int64GetDatum(totals[i]);
 	}

@@ -53,6 +53,7 @@
 
 #include "testing.h"
 #include "wakeup.h"
+#include "worker.h"
 
 /* Without shared memory, waiters look at least this often (milliseconds). */
 #define BLIND_POLL_INTERVAL 100
@@ -187,6 +188,7 @@ msgq_wakeup_transaction_ended(bool committed)
 	for (int i = 0; i < nmarks; i++)
 		wake(marks[i].slot, committed ? marks[i].at_commit : marks[i].at_abort);
 	nmarks = 0;
+	msgq_worker_remind();
 }
 
 /* It is prepared: others will end it. */

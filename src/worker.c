@@ -87,8 +87,9 @@
 /* The launcher looks at least this often, and a backend asks at most so. */
 #define LAUNCH_TIME			(10 * 1000) /* milliseconds */
 
-/* A queue's totals are saved, and its depth is counted, at most this often. */
-#define SAVE_TIME			(60 * USECS_PER_SEC)
+/* A queue is counted at most this often, and its totals are saved. */
+#define COUNT_TIME			(60 * USECS_PER_SEC)
+#define SAVE_TIME			(10 * USECS_PER_SEC)
 
 /* What takes t is done again after COST_FACTOR * t at the earliest. */
 #define COST_FACTOR			100
@@ -113,6 +114,9 @@ int			msgq_notify_interval = 0;
 /* Is this process the worker? */
 static bool am_worker = false;
 
+/* The entry of our database, once we have used msgq. */
+static MsgqDatabase *used_database = NULL;
+
 PGDLLEXPORT void msgq_launcher_main(Datum arg);
 PGDLLEXPORT void msgq_worker_main(Datum arg);
 
@@ -130,8 +134,8 @@ typedef struct Memory
 	int64		interval;
 	uint64		activity;		/* what the queue's counters were */
 	TimestampTz changed_at;		/* and when they were found changed */
-	TimestampTz next_count;		/* when to count, audit and save */
-	uint64		counted_activity;	/* and what the counters were then */
+	TimestampTz next_count;		/* when its cost allows to count again */
+	TimestampTz next_save;
 } Memory;
 
 typedef struct Maintenance
@@ -140,6 +144,7 @@ typedef struct Maintenance
 	HTAB	   *memory;			/* NULL by hand: everything is looked at */
 	MsgqRound	round;
 	bool		busy;			/* something was done, or is to be done soon */
+	bool		leaving;		/* for the last time */
 } Maintenance;
 
 /* A step: something that is done to a queue, or to one of its segments. */
@@ -337,37 +342,53 @@ activity_of(const MsgqSlot *slot)
 	return sum;
 }
 
-/* Counts, audits, and saves the counters: each costs a scan of the queue. */
+/* Is it time to scan the queue, and is there a reason to? */
+static bool
+wants_count(const MsgqSlot *slot, const Memory *memory, TimestampTz now)
+{
+	MsgqSlot   *counted = (MsgqSlot *) slot;
+	TimestampTz last = (TimestampTz) pg_atomic_read_u64(&counted->counted_at);
+
+	if (memory == NULL || last == 0)
+		return true;
+	return now >= memory->next_count && now >= last + COUNT_TIME &&
+		activity_of(slot) != pg_atomic_read_u64(&counted->counted_activity);
+}
+
+/* Counts and audits: each costs a scan of the queue. */
 static void
 count_step(Maintenance *m, int32 queue_id, int n)
 {
 	MsgqQueue  *queue = find_queue(queue_id);
 	MsgqSlot   *slot = queue ? msgq_slot_get(queue) : NULL;
+	Memory	   *memory = queue && m->memory ? remember(m, queue->sequence) : NULL;
 	TimestampTz begun = GetCurrentTimestamp();
-	uint64		activity;
-	Memory	   *memory = NULL;
 
-	if (slot == NULL)
+	if (slot == NULL || !wants_count(slot, memory, begun))
 		return;
-	activity = activity_of(slot);
-	if (m->memory)
-	{
-		memory = remember(m, queue->sequence);
-		if (begun < memory->next_count ||
-			(activity == memory->counted_activity &&
-			 pg_atomic_read_u32(&slot->has_live)))
-			return;
-	}
+	pg_atomic_write_u64(&slot->counted_activity, activity_of(slot));
 	msgq_stats_recount(queue, slot);
 	msgq_ring_audit(queue, &m->round);
+	pg_atomic_write_u64(&slot->counted_at, begun);
+	if (memory)
+		memory->next_count = begun +
+			COST_FACTOR * (GetCurrentTimestamp() - begun);
+}
+
+/* Saves the totals, now and then. */
+static void
+save_step(Maintenance *m, int32 queue_id, int n)
+{
+	MsgqQueue  *queue = find_queue(queue_id);
+	MsgqSlot   *slot = queue ? msgq_slot_get(queue) : NULL;
+	Memory	   *memory = queue && m->memory ? remember(m, queue->sequence) : NULL;
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (slot == NULL || (memory && !m->leaving && now < memory->next_save))
+		return;
 	msgq_stats_save(slot, queue_id);
 	if (memory)
-	{
-		int64		cost = GetCurrentTimestamp() - begun;
-
-		memory->next_count = begun + Max(SAVE_TIME, cost * COST_FACTOR);
-		memory->counted_activity = activity;
-	}
+		memory->next_save = now + SAVE_TIME;
 }
 
 static void
@@ -461,6 +482,7 @@ maintain_queue(Maintenance *m, const Work *work)
 	run_step(m, turn_step, work->queue_id, 0);
 	waiting = m->round.waiting - waiting;
 	run_step(m, count_step, work->queue_id, 0);
+	run_step(m, save_step, work->queue_id, 0);
 	if (m->memory == NULL)
 		return;
 	memory = remember(m, work->sequence);
@@ -489,6 +511,23 @@ maintain(Maintenance *m)
 			run_step(m, drain_step, work[i].queue_id, work[i].n);
 			run_step(m, reclaim_step, work[i].queue_id, work[i].n);
 		}
+	}
+	pfree(work);
+}
+
+/* Before the worker leaves. */
+static void
+save_all(Maintenance *m)
+{
+	int			n;
+	Work	   *work = list_work(m, &n);
+
+	m->leaving = true;
+	for (int i = 0; i < n; i++)
+	{
+		if (work[i].n == 0 &&
+			msgq_slot_find(work[i].sequence, work[i].created_at))
+			run_step(m, save_step, work[i].queue_id, 0);
 	}
 	pfree(work);
 }
@@ -716,6 +755,7 @@ msgq_worker_init(void)
 	RegisterBackgroundWorker(&worker);
 }
 
+/* May be called after a commit: cannot fail. */
 static void
 tell_launcher(MsgqDatabase *entry)
 {
@@ -724,6 +764,21 @@ tell_launcher(MsgqDatabase *entry)
 	if (pg_atomic_read_u32(&entry->worker_pid) == 0 &&
 		pg_atomic_exchange_u32(&entry->wanted, 1) == 0)
 		msgq_launcher_wake();
+}
+
+/*
+ * A transaction that used msgq is over: what it did is for the worker to see.
+ * It may have been open for longer than a worker waits.  Cannot fail.
+ */
+void
+msgq_worker_remind(void)
+{
+	if (!used_database || am_worker)
+		return;
+	if (msgq_shared_preloaded())
+		tell_launcher(used_database);
+	else if (pg_atomic_read_u32(&used_database->active) == 0)
+		pg_atomic_write_u32(&used_database->active, 1);
 }
 
 /*
@@ -739,7 +794,7 @@ msgq_worker_want(void)
 
 	if (!msgq_worker_enabled || IsBinaryUpgrade || am_worker)
 		return;
-	entry = msgq_database_get(MyDatabaseId);
+	entry = used_database = msgq_database_get(MyDatabaseId);
 	if (entry && msgq_shared_preloaded())
 	{
 		tell_launcher(entry);
@@ -1009,9 +1064,13 @@ work(Maintenance *m)
 		pgstat_report_activity(STATE_IDLE, NULL);
 
 		now = GetCurrentTimestamp();
-		if (now - last_busy > IDLE_TIME + msgq_worker_interval * INT64CONST(1000) ||
-			extension_has_gone())
+		if (extension_has_gone())
 			return;
+		if (now - last_busy > IDLE_TIME + msgq_worker_interval * INT64CONST(1000))
+		{
+			save_all(m);
+			return;
+		}
 		next = next_round;
 		if (msgq_notify_interval > 0)
 			next = Min(next, now + msgq_notify_interval * INT64CONST(1000));
