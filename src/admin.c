@@ -244,9 +244,18 @@ segment_numbers(int32 queue_id, int *n)
 	return numbers;
 }
 
-/* Says on the view and on each table whose they are; within SPI. */
+/* Says on a table whose it is; within SPI. */
 void
-msgq_storage_comment(int32 queue_id, const char *name)
+msgq_segment_comment(int32 queue_id, int n, const char *name)
+{
+	msgq_spi_run("COMMENT ON TABLE msgq.q%d_%d IS %s", queue_id, n,
+				 quote_literal_cstr(psprintf("segment %d of queue \"%s\"",
+											 n, name)));
+}
+
+/* Says it on the view and on each table. */
+static void
+comment_on_storage(int32 queue_id, const char *name)
 {
 	char	   *view = quote_literal_cstr(psprintf("queue \"%s\": its messages, and the rights on it",
 												   name));
@@ -255,9 +264,7 @@ msgq_storage_comment(int32 queue_id, const char *name)
 
 	msgq_spi_run("COMMENT ON VIEW msgq.q%d IS %s", queue_id, view);
 	for (int i = 0; i < n; i++)
-		msgq_spi_run("COMMENT ON TABLE msgq.q%d_%d IS %s", queue_id, numbers[i],
-					 quote_literal_cstr(psprintf("segment %d of queue \"%s\"",
-												 numbers[i], name)));
+		msgq_segment_comment(queue_id, numbers[i], name);
 }
 
 /* ---------------------------------------------------------------------------
@@ -353,7 +360,7 @@ create(const char *name, QueueRow *row)
 	for (int n = 1; n <= INITIAL_SEGMENTS; n++)
 		msgq_segment_create(id, n, n == 1 ? "active" : "empty");
 	msgq_handle_create(id, INITIAL_SEGMENTS);
-	msgq_storage_comment(id, name);
+	comment_on_storage(id, name);
 	grant_all(id, creator);
 	msgq_spi_end(&spi);
 }
@@ -622,7 +629,7 @@ msgq_rename_queue(PG_FUNCTION_ARGS)
 	msgq_spi_begin(&spi, msgq_storage_owner());
 	run_for_queue("UPDATE msgq.queue SET name = $2 WHERE id = $1",
 				  SPI_OK_UPDATE, queue->id, new_name);
-	msgq_storage_comment(queue->id, new_name);
+	comment_on_storage(queue->id, new_name);
 	msgq_spi_end(&spi);
 	msgq_queue_changed();
 	CommandCounterIncrement();

@@ -9,6 +9,6 @@
 
 extern void msgq_segment_create(int32 queue_id, int n, const char *state);
 extern void msgq_handle_create(int32 queue_id, int nsegments);
-extern void msgq_storage_comment(int32 queue_id, const char *name);
+extern void msgq_segment_comment(int32 queue_id, int n, const char *name);
 
 #endif							/* MSGQ_ADMIN_H */

@@ -52,13 +52,20 @@ msgq_arg_name(FunctionCallInfo fcinfo, int n, const char *argument)
 {
 	char	   *name = msgq_arg_text(fcinfo, n, argument);
 
+	msgq_check_name(name, argument);
+	return name;
+}
+
+/* Is it short enough to be one (else 22023)? */
+void
+msgq_check_name(const char *name, const char *argument)
+{
 	if (strlen(name) >= NAMEDATALEN)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("argument \"%s\" is too long", argument),
 				 errdetail("A name has at most %d bytes, this one has %zu.",
 						   NAMEDATALEN - 1, strlen(name))));
-	return name;
 }
 
 /* A number of messages, 1 to MSGQ_MAX_BATCH (else 22023 or 54000). */

@@ -21,6 +21,7 @@ extern char *msgq_arg_name(FunctionCallInfo fcinfo, int n, const char *argument)
 extern int	msgq_arg_count(FunctionCallInfo fcinfo, int n, const char *argument);
 extern bool msgq_arg_bool(FunctionCallInfo fcinfo, int n, const char *argument);
 
+extern void msgq_check_name(const char *name, const char *argument);
 extern void msgq_check_new_name(const char *name);
 extern void msgq_check_interval(const Interval *interval, const char *argument);
 extern TimestampTz msgq_time_after(TimestampTz now, const Interval *interval);

@@ -71,7 +71,7 @@ transaction_callback(XactEvent event, void *arg)
 			break;
 		case XACT_EVENT_PREPARE:
 			msgq_frontier_transaction_ended(false);
-			msgq_stats_transaction_ended(false);
+			msgq_stats_transaction_prepared();
 			msgq_lease_forget();
 			msgq_wakeup_forget();
 			break;
@@ -99,6 +99,7 @@ subtransaction_callback(SubXactEvent event, SubTransactionId mine,
 	{
 		msgq_append_forget(nest_level);
 		msgq_wait_end();
+		msgq_wakeup_subtransaction_aborted();
 		msgq_frontier_subtransaction_aborted(nest_level);
 		msgq_stats_subtransaction_aborted(nest_level);
 	}

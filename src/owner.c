@@ -20,6 +20,7 @@
 #include "utils/guc.h"
 
 #include "owner.h"
+#include "queue.h"
 
 /*
  * Before anything is changed: raises 25006 on a standby, in a read-only
@@ -60,6 +61,25 @@ msgq_spi_end(const MsgqSpi *spi)
 		elog(ERROR, "could not disconnect from SPI");
 	AtEOXact_GUC(false, spi->guc_level);
 	SetUserIdAndSecContext(spi->user, spi->security_context);
+}
+
+/*
+ * For the worker, which is a superuser otherwise: whatever is evaluated in
+ * between runs as the storage's owner.  An error undoes it.
+ */
+void
+msgq_become_owner(MsgqSpi *before)
+{
+	GetUserIdAndSecContext(&before->user, &before->security_context);
+	SetUserIdAndSecContext(msgq_storage_owner(), before->security_context |
+						   SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_RESTRICTED_OPERATION);
+}
+
+void
+msgq_become_caller(const MsgqSpi *before)
+{
+	SetUserIdAndSecContext(before->user, before->security_context);
 }
 
 /* Runs a command whose text is made by printf. */

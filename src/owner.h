@@ -20,6 +20,8 @@ typedef struct MsgqSpi
 extern void msgq_begin_change(const char *command);
 extern void msgq_spi_begin(MsgqSpi *spi, Oid act_as);
 extern void msgq_spi_end(const MsgqSpi *spi);
+extern void msgq_become_owner(MsgqSpi *before);
+extern void msgq_become_caller(const MsgqSpi *before);
 extern void msgq_spi_run(const char *format,...) pg_attribute_printf(1, 2);
 extern void msgq_spi_run_with(const char *sql, int expected, int nargs,
 							  const Oid *types, const Datum *values,

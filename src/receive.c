@@ -41,6 +41,8 @@
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "utils/builtins.h"
+#include "utils/hsearch.h"
+#include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
@@ -120,6 +122,7 @@ take(Receiver *receiver, MsgqWalk *walk)
 	if (outcome == MSGQ_DONE)
 	{
 		receiver->failed += change.more_failures;
+		msgq_wake_at_abort(receiver->storage->slot, 1);
 		deliver(receiver, segment->new_row);
 	}
 	return outcome;
@@ -246,7 +249,7 @@ take_ready(Receiver *receiver, MsgqSegment *segment)
 						  next_key(MSGQ_READY, view.horizon));
 }
 
-/* What it means for others: counters, and wake-ups if it is undone. */
+/* Counts what was taken. */
 static void
 report(Receiver *receiver)
 {
@@ -259,7 +262,6 @@ report(Receiver *receiver)
 	msgq_count(slot, MSGQ_FAILED, receiver->failed);
 	if (receiver->remove)
 		msgq_count(slot, MSGQ_ACKED, receiver->taken);
-	msgq_wake_at_abort(slot, receiver->taken);
 }
 
 /* One look at the open queue, at the time of now. */
@@ -281,17 +283,35 @@ take_messages(Receiver *receiver)
 	report(receiver);
 }
 
-/* Is it time to look into drained segments? */
+/*
+ * Is it time to look into drained segments?  The time is this backend's, for
+ * each queue.
+ */
 static bool
 wants_drained(const MsgqQueue *queue)
 {
-	static TimestampTz looked_at = 0;
+	typedef struct Looked
+	{
+		int32		queue_id;
+		TimestampTz at;
+	} Looked;
+	static HTAB *table = NULL;
 	TimestampTz now = GetCurrentTimestamp();
+	Looked	   *looked;
+	bool		found;
 
-	if (queue->ndrained == 0 ||
-		(looked_at <= now && now - looked_at < DRAINED_INTERVAL))
+	if (queue->ndrained == 0)
 		return false;
-	looked_at = now;
+	if (table == NULL)
+	{
+		HASHCTL		control = {.keysize = sizeof(int32),.entrysize = sizeof(Looked)};
+
+		table = hash_create("msgq drained", 16, &control, HASH_ELEM | HASH_BLOBS);
+	}
+	looked = hash_search(table, &queue->id, HASH_ENTER, &found);
+	if (found && looked->at <= now && now - looked->at < DRAINED_INTERVAL)
+		return false;
+	looked->at = now;
 	return true;
 }
 
@@ -322,6 +342,14 @@ look(Receiver *receiver)
  * ---------------------------------------------------------------------------
  */
 
+/* For what one look leaves, so that a long wait does not pile it up. */
+static MemoryContext
+look_context(void)
+{
+	return AllocSetContextCreate(CurrentMemoryContext, "msgq look",
+								 ALLOCSET_DEFAULT_SIZES);
+}
+
 /*
  * The earliest due time after the receiver's look, or a time before which
  * there is none: where much is dead, it does not look far.
@@ -347,6 +375,8 @@ next_due_time(const Receiver *receiver)
 static void
 look_until(Receiver *receiver, TimestampTz deadline)
 {
+	MemoryContext caller = CurrentMemoryContext;
+	MemoryContext context = look_context();
 	int			wanted = receiver->wanted;
 	bool		slept = false;
 	bool		told = false;
@@ -358,11 +388,15 @@ look_until(Receiver *receiver, TimestampTz deadline)
 		TimestampTz due;
 		TimestampTz until;
 
+		MemoryContextReset(context);
+		MemoryContextSwitchTo(context);
 		look(receiver);
+		MemoryContextSwitchTo(caller);
+		slot = receiver->storage->slot;
+		msgq_wait_looked(slot);
 		if (receiver->wanted < wanted || receiver->now >= deadline)
 			break;
 
-		slot = receiver->storage->slot;
 		due = next_due_time(receiver);
 		until = Min(Min(deadline, due),
 					msgq_wait_poll_time(slot, receiver->now));
@@ -481,6 +515,7 @@ watch_one(Watch *watch, const char *name)
 
 	look(&receiver);
 	slot = receiver.storage->slot;
+	msgq_wait_looked(slot);
 	watch->until = Min(watch->until, next_due_time(&receiver));
 	watch->until = Min(watch->until, msgq_wait_poll_time(slot, receiver.now));
 	msgq_storage_let_go(receiver.storage);
@@ -510,12 +545,18 @@ watch_all(Watch *watch)
 static char *
 watch_until(Watch *watch)
 {
+	MemoryContext caller = CurrentMemoryContext;
+	MemoryContext context = look_context();
+
 	for (;;)
 	{
 		char	   *ready;
 
 		PushActiveSnapshot(GetTransactionSnapshot());
+		MemoryContextReset(context);
+		MemoryContextSwitchTo(context);
 		ready = watch_all(watch);
+		MemoryContextSwitchTo(caller);
 		PopActiveSnapshot();
 		if (ready || msgq_now() >= watch->deadline)
 			return ready;
@@ -559,7 +600,10 @@ msgq_wait(PG_FUNCTION_ARGS)
 								   "queues", NULL, &watch.n);
 	watch.names = palloc(sizeof(char *) * Max(watch.n, 1));
 	for (int i = 0; i < watch.n; i++)
+	{
 		watch.names[i] = TextDatumGetCString(elements[i]);
+		msgq_check_name(watch.names[i], "queues");
+	}
 	timeout = DatumGetIntervalP(msgq_arg(fcinfo, 1, "timeout"));
 	msgq_check_interval(timeout, "timeout");
 	watch.deadline = msgq_time_after(msgq_now(), timeout);

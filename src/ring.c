@@ -279,7 +279,7 @@ add_segment(const MsgqRing *ring)
 	msgq_spi_begin(&spi, msgq_storage_owner());
 	msgq_segment_create(ring->queue_id, ring->nsegments + 1, "empty");
 	msgq_handle_create(ring->queue_id, ring->nsegments + 1);
-	msgq_storage_comment(ring->queue_id, ring->name);
+	msgq_segment_comment(ring->queue_id, ring->nsegments + 1, ring->name);
 	msgq_spi_end(&spi);
 	return ring->nsegments + 1;
 }
@@ -393,12 +393,16 @@ bool
 msgq_ring_drain(const MsgqRing *ring, const MsgqRingSegment *segment,
 				MsgqRound *round, bool *parked)
 {
+	const MsgqRingSegment *active = find_state(ring, 'a');
 	Rest		rest;
 	int64		moved;
 	MsgqSpi		spi;
 
 	*parked = false;
-	if (!OidIsValid(segment->table) ||
+	if (active == NULL || !OidIsValid(active->table) ||
+		!ConditionalLockRelationOid(active->table, AccessShareLock) ||
+		!msgq_segment_is_plain(active->table) ||
+		!OidIsValid(segment->table) ||
 		!ConditionalLockRelationOid(segment->table, AccessShareLock) ||
 		!msgq_segment_is_plain(segment->table))
 		return false;
@@ -466,6 +470,13 @@ has_row_now(Relation table)
 	return found;
 }
 
+/* Do the rows of the segment have to wait until nobody can see them? */
+static bool
+is_snapshot_safe(const MsgqRingSegment *segment)
+{
+	return segment->moved || msgq_reclaim == RECLAIM_SNAPSHOT_SAFE;
+}
+
 /* They are of rows that are gone; should we abort, they are found anew. */
 static void
 forget_frontiers(const MsgqRing *ring, const MsgqRingSegment *segment)
@@ -488,8 +499,7 @@ reclaim_locked(const MsgqRing *ring, const MsgqRingSegment *segment,
 
 	msgq_point(MSGQ_POINT_RING_LOCKED);
 	is_empty = !has_row_now(table);
-	if (is_empty && (segment->moved || msgq_reclaim == RECLAIM_SNAPSHOT_SAFE) &&
-		has_row_for_somebody(table))
+	if (is_empty && is_snapshot_safe(segment) && has_row_for_somebody(table))
 	{
 		table_close(table, NoLock);
 		round->waiting++;
@@ -515,6 +525,37 @@ reclaim_locked(const MsgqRing *ring, const MsgqRingSegment *segment,
 }
 
 /*
+ * A look at that before any strong lock is taken, which would be in others'
+ * way here and on a standby.
+ */
+static bool
+must_wait(const MsgqRingSegment *segment)
+{
+	Relation	table;
+	bool		wait;
+
+	if (!is_snapshot_safe(segment) || !OidIsValid(segment->table))
+		return false;
+	if (!ConditionalLockRelationOid(segment->table, AccessShareLock))
+		return true;
+	table = try_table_open(segment->table, NoLock);
+	wait = table && has_row_for_somebody(table);
+	if (table)
+		table_close(table, AccessShareLock);
+	return wait;
+}
+
+/* TRUNCATE would wait for it, and autovacuum may have it. */
+static bool
+lock_toast(Relation table)
+{
+	Oid			toast = table->rd_rel->reltoastrelid;
+
+	return !OidIsValid(toast) ||
+		ConditionalLockRelationOid(toast, AccessExclusiveLock);
+}
+
+/*
  * Empties a drained segment, if nobody uses it; true if something was done.
  * The lock stays until the end of the transaction, which should come at once.
  */
@@ -524,6 +565,11 @@ msgq_ring_reclaim(const MsgqRing *ring, const MsgqRingSegment *segment,
 {
 	Relation	table;
 
+	if (must_wait(segment))
+	{
+		round->waiting++;
+		return false;
+	}
 	msgq_point(MSGQ_POINT_RING_EXAMINED);
 	if (!OidIsValid(segment->table) || !lock_queues() ||
 		!still_is(ring, segment) ||
@@ -535,7 +581,7 @@ msgq_ring_reclaim(const MsgqRing *ring, const MsgqRingSegment *segment,
 	table = try_table_open(segment->table, NoLock);
 	if (table == NULL)
 		return false;
-	if (!msgq_segment_is_plain(segment->table))
+	if (!msgq_segment_is_plain(segment->table) || !lock_toast(table))
 	{
 		table_close(table, NoLock);
 		round->waiting++;

@@ -69,6 +69,7 @@
 #include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "utils/fmgroids.h"
+#include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -345,15 +346,16 @@ msgq_storage_close(MsgqStorage *storage)
 }
 
 /*
- * May a message of the queue be in a segment that is not open?  Where all
- * that could hold some are, messages cannot move to another one.
+ * May a message of the queue be in a segment that is not open?  A segment
+ * that is open cannot be moved to another one, but a ring can turn meanwhile,
+ * and what was not open be moved to its new active segment.
  */
 bool
 msgq_storage_is_partial(const MsgqStorage *storage)
 {
-	return storage->which != MSGQ_ALL &&
-		(storage->queue->ndrained > 0 ||
-		 storage->generation != msgq_queue_generation());
+	AcceptInvalidationMessages();
+	return (storage->which != MSGQ_ALL && storage->queue->ndrained > 0) ||
+		storage->generation != msgq_queue_generation();
 }
 
 /*

@@ -33,6 +33,7 @@
 
 #include <math.h>
 
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "common/pg_prng.h"
 #include "mb/pg_wchar.h"
@@ -235,6 +236,8 @@ look_up(MsgqStorage *storage, int64 id)
 {
 	MsgqSegment *found = NULL;
 
+	/* What an earlier receipt of a batch has removed is not there. */
+	CommandCounterIncrement();
 	PushActiveSnapshot(GetLatestSnapshot());
 	for (int i = 0; i < storage->nsegments && found == NULL; i++)
 	{
@@ -336,14 +339,14 @@ report_settled(const Settlement *settlement, MsgqSlot *slot)
  *
  * A message that is in none of the open segments may be in one that is marked
  * drained, or have been moved to one that became active meanwhile: then all
- * are opened, after which it cannot move.
+ * are opened, and again if the ring has turned before that was done.
  */
 static bool
 settle(const Settlement *settlement, MsgqStorage **storage)
 {
 	SettleResult result = settle_in_open(settlement, *storage);
 
-	if (result == MISSING && msgq_storage_is_partial(*storage))
+	while (result == MISSING && msgq_storage_is_partial(*storage))
 	{
 		char	   *name = pstrdup(NameStr((*storage)->queue->name));
 		AclMode		right = (*storage)->right;

@@ -61,6 +61,7 @@
 #include "storage/proc.h"
 #include "storage/shmem.h"
 #include "utils/guc.h"
+#include "utils/inval.h"
 #include "utils/syscache.h"
 
 #include "segment.h"
@@ -187,6 +188,7 @@ init_slot(MsgqSlot *slot, int tranche, int nprocesses)
 	pg_atomic_init_u64(&slot->highest_id, 0);
 	for (int i = 0; i < MSGQ_NCOUNTERS; i++)
 		pg_atomic_init_u64(&slot->counters[i], 0);
+	pg_atomic_init_u64(&slot->prepared, 0);
 	pg_atomic_init_u32(&slot->has_floor, 0);
 	pg_atomic_init_u64(&slot->live, 0);
 	pg_atomic_init_u64(&slot->counted_delayed, 0);
@@ -405,6 +407,7 @@ is_gone(const MsgqQueueKey *key)
 {
 	LOCKTAG		tag;
 
+	AcceptInvalidationMessages();
 	if (key->database != MyDatabaseId)
 		return !SearchSysCacheExists1(DATABASEOID,
 									  ObjectIdGetDatum(key->database));
@@ -414,6 +417,7 @@ is_gone(const MsgqQueueKey *key)
 	if (LockAcquire(&tag, AccessShareLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
 		return false;
 	(void) LockRelease(&tag, AccessShareLock, false);
+	AcceptInvalidationMessages();
 	return !SearchSysCacheExists1(RELOID, ObjectIdGetDatum(key->sequence));
 }
 
@@ -674,6 +678,20 @@ msgq_append_lowest(const MsgqQueue *queue, int64 highest_id)
  * ---------------------------------------------------------------------------
  */
 
+/* The entry of a database; NULL if there is none, or no shared state. */
+MsgqDatabase *
+msgq_database_find(Oid database)
+{
+	if (!msgq_shared_available())
+		return NULL;
+	for (int i = 0; i < MSGQ_MAX_DATABASES; i++)
+	{
+		if (pg_atomic_read_u32(&shared->databases[i].database) == database)
+			return &shared->databases[i];
+	}
+	return NULL;
+}
+
 /*
  * The entry of a database, made if there is none; NULL if there is no room or
  * no shared state.
@@ -681,26 +699,19 @@ msgq_append_lowest(const MsgqQueue *queue, int64 highest_id)
 MsgqDatabase *
 msgq_database_get(Oid database)
 {
-	static MsgqDatabase *mine = NULL;
+	static MsgqDatabase *last = NULL;
 
-	if (!msgq_shared_available())
-		return NULL;
-	if (mine && pg_atomic_read_u32(&mine->database) == database)
-		return mine;
-	for (int i = 0; i < MSGQ_MAX_DATABASES; i++)
-	{
-		if (pg_atomic_read_u32(&shared->databases[i].database) == database)
-			return mine = &shared->databases[i];
-	}
-	for (int i = 0; i < MSGQ_MAX_DATABASES; i++)
-	{
-		uint32		none = InvalidOid;
-
-		if (pg_atomic_compare_exchange_u32(&shared->databases[i].database,
-										   &none, database))
-			return mine = &shared->databases[i];
-	}
-	return NULL;
+	if (last && pg_atomic_read_u32(&last->database) == database)
+		return last;
+	last = msgq_database_find(database);
+	if (last || !shared)
+		return last;
+	LWLockAcquire(&shared->lock, LW_EXCLUSIVE);
+	last = msgq_database_find(database);
+	if (last == NULL && (last = msgq_database_find(InvalidOid)) != NULL)
+		pg_atomic_write_u32(&last->database, database);
+	LWLockRelease(&shared->lock);
+	return last;
 }
 
 /* Entry number *i or the next one in use, for a loop; NULL at the end. */

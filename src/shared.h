@@ -65,6 +65,7 @@ typedef struct MsgqSlot
 
 	/* counters since the slot was made; floor is what was before */
 	pg_atomic_uint64 counters[MSGQ_NCOUNTERS];
+	pg_atomic_uint64 prepared;	/* transactions, of which nothing is counted */
 	int64		floor[MSGQ_NCOUNTERS];	/* shared->lock */
 	pg_atomic_uint32 has_floor;
 
@@ -135,6 +136,7 @@ msgq_raise(pg_atomic_uint64 *value, uint64 to)
 }
 
 /* Databases and the worker; see worker.c. */
+extern MsgqDatabase *msgq_database_find(Oid database);
 extern MsgqDatabase *msgq_database_get(Oid database);
 extern MsgqDatabase *msgq_database_next(int *i);
 extern void msgq_database_free(MsgqDatabase *entry);

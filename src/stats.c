@@ -132,6 +132,15 @@ msgq_stats_transaction_ended(bool committed)
 	npending = 0;
 }
 
+/* Nobody will tell of its commit, but the worker should look. */
+void
+msgq_stats_transaction_prepared(void)
+{
+	for (int i = 0; i < npending; i++)
+		pg_atomic_fetch_add_u64(&pending[i].slot->prepared, 1);
+	npending = 0;
+}
+
 void
 msgq_stats_subtransaction_committed(int nest_level)
 {
@@ -457,8 +466,8 @@ pages_of(const MsgqQueue *queue)
 }
 
 /* Are its segments such that receivers would not refuse them? */
-static bool
-is_plain(const MsgqQueue *queue)
+bool
+msgq_stats_can_count(const MsgqQueue *queue)
 {
 	for (int i = 0; i < queue->nsegments; i++)
 	{
@@ -502,7 +511,7 @@ put_row(ReturnSetInfo *result, const MsgqQueue *queue, TimestampTz now)
 	int32		segments;
 
 	reckoned = pages_of(queue) > SMALL_PAGES && !RecoveryInProgress() &&
-		is_plain(queue) && reckon_depth(queue, now, &depth);
+		msgq_stats_can_count(queue) && reckon_depth(queue, now, &depth);
 	if (!reckoned)
 		count_messages(queue, now, &depth);
 	values[QUEUE] = CStringGetTextDatum(NameStr(queue->name));

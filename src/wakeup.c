@@ -74,8 +74,14 @@ typedef struct Mark
 static Mark marks[MAX_MARKS];
 static int	nmarks = 0;
 
-/* The slots in which we have a bit. */
-static MsgqSlot **waiting = NULL;
+/* A queue that we wait for: we have a bit in its slot. */
+typedef struct Waiting
+{
+	MsgqSlot   *slot;
+	bool		owes_look;		/* we were woken, and have not looked since */
+} Waiting;
+
+static Waiting *waiting = NULL;
 static int	nwaiting = 0;
 static int	waiting_room = 0;
 
@@ -191,6 +197,15 @@ msgq_wakeup_transaction_ended(bool committed)
 	msgq_worker_remind();
 }
 
+/* A part of it was undone: what it had taken comes back at the end. */
+void
+msgq_wakeup_subtransaction_aborted(void)
+{
+	for (int i = 0; i < nmarks; i++)
+		marks[i].at_commit = Min(marks[i].at_commit + marks[i].at_abort,
+								 MSGQ_MAX_BATCH);
+}
+
 /* It is prepared: others will end it. */
 void
 msgq_wakeup_forget(void)
@@ -227,7 +242,7 @@ msgq_wait_register(MsgqSlot *slot)
 		return false;
 	for (int i = 0; i < nwaiting; i++)
 	{
-		if (waiting[i] == slot)
+		if (waiting[i].slot == slot)
 			return false;
 	}
 	if (nwaiting == waiting_room)
@@ -235,13 +250,15 @@ msgq_wait_register(MsgqSlot *slot)
 		int			room = waiting_room ? 2 * waiting_room : 8;
 
 		if (waiting)
-			waiting = repalloc(waiting, sizeof(MsgqSlot *) * room);
+			waiting = repalloc(waiting, sizeof(Waiting) * room);
 		else
 			waiting = MemoryContextAlloc(TopMemoryContext,
-										 sizeof(MsgqSlot *) * room);
+										 sizeof(Waiting) * room);
 		waiting_room = room;
 	}
-	waiting[nwaiting++] = slot;
+	waiting[nwaiting].slot = slot;
+	waiting[nwaiting].owes_look = false;
+	nwaiting++;
 	(void) pg_atomic_fetch_or_u64(my_word(slot), my_bit());
 	return true;
 }
@@ -251,8 +268,25 @@ void
 msgq_wait_arm(void)
 {
 	for (int i = 0; i < nwaiting; i++)
-		(void) pg_atomic_fetch_or_u64(my_word(waiting[i]), my_bit());
+	{
+		uint64		before = pg_atomic_fetch_or_u64(my_word(waiting[i].slot),
+													my_bit());
+
+		if ((before & my_bit()) == 0)
+			waiting[i].owes_look = true;
+	}
 	pg_memory_barrier();
+}
+
+/* After a look at this queue, whatever it has found. */
+void
+msgq_wait_looked(MsgqSlot *slot)
+{
+	for (int i = 0; i < nwaiting; i++)
+	{
+		if (waiting[i].slot == slot)
+			waiting[i].owes_look = false;
+	}
 }
 
 /* Has somebody told us since we were armed? */
@@ -261,7 +295,7 @@ msgq_wait_is_woken(void)
 {
 	for (int i = 0; i < nwaiting; i++)
 	{
-		if ((pg_atomic_read_u64(my_word(waiting[i])) & my_bit()) == 0)
+		if ((pg_atomic_read_u64(my_word(waiting[i].slot)) & my_bit()) == 0)
 			return true;
 	}
 	return false;
@@ -319,7 +353,7 @@ msgq_wait_sleep(TimestampTz until)
 }
 
 /*
- * We do not wait any more.  A wake-up that came after our last look is passed
+ * We do not wait any more.  A wake-up after which we have not looked is passed
  * on.  May be called at the end of a transaction, and when nothing is waited
  * for.
  */
@@ -328,11 +362,11 @@ msgq_wait_end(void)
 {
 	for (int i = 0; i < nwaiting; i++)
 	{
-		uint64		before = pg_atomic_fetch_and_u64(my_word(waiting[i]),
+		uint64		before = pg_atomic_fetch_and_u64(my_word(waiting[i].slot),
 													 ~my_bit());
 
-		if ((before & my_bit()) == 0)
-			(void) wake_one(waiting[i]);
+		if ((before & my_bit()) == 0 || waiting[i].owes_look)
+			(void) wake_one(waiting[i].slot);
 	}
 	nwaiting = 0;
 }

@@ -18,10 +18,12 @@ extern void msgq_wakeup_init(void);
 extern void msgq_wake_at_commit(MsgqSlot *slot, int messages);
 extern void msgq_wake_at_abort(MsgqSlot *slot, int messages);
 extern void msgq_wakeup_transaction_ended(bool committed);
+extern void msgq_wakeup_subtransaction_aborted(void);
 extern void msgq_wakeup_forget(void);
 
 extern bool msgq_wait_register(MsgqSlot *slot);
 extern void msgq_wait_arm(void);
+extern void msgq_wait_looked(MsgqSlot *slot);
 extern bool msgq_wait_is_woken(void);
 extern bool msgq_wait_sleep(TimestampTz until);
 extern void msgq_wait_end(void);

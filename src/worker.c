@@ -18,8 +18,10 @@
  *
  * DROP DATABASE, CREATE DATABASE ... TEMPLATE and ALTER DATABASE wait up to
  * five seconds until nobody is connected, holding a lock on the database.  The
- * worker tries that lock every LOOK_TIME, also while it sleeps, and ends if
- * it is taken.
+ * worker tries that lock every LOOK_TIME, also while it sleeps, and between
+ * the queues of a round, and ends if it is taken.  When the library is
+ * preloaded, a hook tells the worker of that database to end beforehand,
+ * whatever it is doing.
  *
  * There is no worker in recovery, in binary upgrade, or with msgq.worker off.
  *
@@ -45,6 +47,8 @@
 #include "catalog/pg_database.h"
 #include "catalog/pg_extension.h"
 #include "commands/async.h"
+#include "commands/dbcommands.h"
+#include "commands/defrem.h"
 #include "commands/extension.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -56,6 +60,7 @@
 #include "storage/lock.h"
 #include "storage/proc.h"
 #include "tcop/tcopprot.h"
+#include "tcop/utility.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -84,8 +89,14 @@
 /* Seconds until a launcher that died is started again. */
 #define RESTART_TIME		5
 
-/* The launcher looks at least this often, and a backend asks at most so. */
-#define LAUNCH_TIME			(10 * 1000) /* milliseconds */
+/* A backend asks for a worker at most this often, without a launcher. */
+#define ASK_TIME			(10 * USECS_PER_SEC)
+
+/* The launcher looks, and starts a worker in a database, at most this often. */
+#define START_TIME			USECS_PER_SEC
+
+/* After a start the launcher visits the databases at this pace. */
+#define VISIT_TIME			100 /* milliseconds */
 
 /* A queue is counted at most this often, and its totals are saved. */
 #define COUNT_TIME			(60 * USECS_PER_SEC)
@@ -99,6 +110,9 @@
 
 /* A segment that is parked is looked at at least this often. */
 #define PARKED_TIME			(60 * USECS_PER_SEC)
+
+/* How long a step may wait for a lock, where it waits at all. */
+#define LOCK_TIMEOUT_TEXT	"1s"
 
 /* Kinds of advisory locks; SQL's are 1 and 2. */
 #define WORKER_LOCK			100
@@ -116,6 +130,12 @@ static bool am_worker = false;
 
 /* The entry of our database, once we have used msgq. */
 static MsgqDatabase *used_database = NULL;
+
+static ProcessUtility_hook_type previous_utility_hook = NULL;
+static void utility_hook(PlannedStmt *statement, const char *query,
+						 bool read_only_tree, ProcessUtilityContext context,
+						 ParamListInfo params, QueryEnvironment *environment,
+						 DestReceiver *receiver, QueryCompletion *completion);
 
 PGDLLEXPORT void msgq_launcher_main(Datum arg);
 PGDLLEXPORT void msgq_worker_main(Datum arg);
@@ -313,21 +333,39 @@ reclaim_step(Maintenance *m, int32 queue_id, int n)
 {
 	MsgqRing   *ring = msgq_ring_read(queue_id);
 	const MsgqRingSegment *segment = find_segment(ring, n);
+	TimestampTz begun = GetCurrentTimestamp();
+	Memory	   *memory;
 
 	if (segment == NULL || segment->state != 'D')
 		return;
-	(void) msgq_ring_reclaim(ring, segment, &m->round);
 	m->busy = true;
+	memory = m->memory ? remember(m, segment->table) : NULL;
+	if (memory && segment->moved && begun < memory->next)
+		return;
+	if (!msgq_ring_reclaim(ring, segment, &m->round) && memory)
+		set_next_look(memory, GetCurrentTimestamp() - begun, false);
 }
 
-/* The queue of this number; NULL if it has gone. */
+static bool
+is_complete(const MsgqQueue *queue)
+{
+	for (int i = 0; i < queue->nsegments; i++)
+	{
+		if (!OidIsValid(queue->segments[i]))
+			return false;
+	}
+	return OidIsValid(queue->sequence) && OidIsValid(queue->handle);
+}
+
+/* The queue of this number; NULL if it has gone, or part of it. */
 static MsgqQueue *
 find_queue(int32 queue_id)
 {
 	MsgqRing   *ring = msgq_ring_read(queue_id);
 	MsgqQueue  *queue = ring ? msgq_queue_find(ring->name) : NULL;
 
-	if (queue == NULL || !msgq_queue_lock_for_reading(queue))
+	if (queue == NULL || !is_complete(queue) ||
+		!msgq_queue_lock_for_reading(queue))
 		return NULL;
 	return queue;
 }
@@ -339,7 +377,7 @@ activity_of(const MsgqSlot *slot)
 
 	for (int i = 0; i < MSGQ_NCOUNTERS; i++)
 		sum += pg_atomic_read_u64((pg_atomic_uint64 *) &slot->counters[i]);
-	return sum;
+	return sum + pg_atomic_read_u64((pg_atomic_uint64 *) &slot->prepared);
 }
 
 /* Is it time to scan the queue, and is there a reason to? */
@@ -363,12 +401,16 @@ count_step(Maintenance *m, int32 queue_id, int n)
 	MsgqSlot   *slot = queue ? msgq_slot_get(queue) : NULL;
 	Memory	   *memory = queue && m->memory ? remember(m, queue->sequence) : NULL;
 	TimestampTz begun = GetCurrentTimestamp();
+	MsgqSpi		before;
 
-	if (slot == NULL || !wants_count(slot, memory, begun))
+	if (slot == NULL || !wants_count(slot, memory, begun) ||
+		!msgq_stats_can_count(queue))
 		return;
 	pg_atomic_write_u64(&slot->counted_activity, activity_of(slot));
+	msgq_become_owner(&before);
 	msgq_stats_recount(queue, slot);
 	msgq_ring_audit(queue, &m->round);
+	msgq_become_caller(&before);
 	pg_atomic_write_u64(&slot->counted_at, begun);
 	if (memory)
 		memory->next_count = begun +
@@ -495,6 +537,19 @@ maintain_queue(Maintenance *m, const Work *work)
 	}
 }
 
+/* Does somebody wait until we are gone, to drop or to copy the database? */
+static bool
+database_is_wanted(void)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, MyDatabaseId, 0);
+	if (LockAcquire(&tag, RowExclusiveLock, true, true) == LOCKACQUIRE_NOT_AVAIL)
+		return true;
+	(void) LockRelease(&tag, RowExclusiveLock, true);
+	return false;
+}
+
 /* One round over all queues of the database. */
 static void
 maintain(Maintenance *m)
@@ -504,6 +559,8 @@ maintain(Maintenance *m)
 
 	for (int i = 0; i < n; i++)
 	{
+		if (!m->by_hand && database_is_wanted())
+			break;
 		if (work[i].n == 0)
 			maintain_queue(m, &work[i]);
 		else
@@ -587,19 +644,6 @@ msgq_worker_runs(void)
 	return false;
 }
 
-/* Does somebody wait until we are gone, to drop or to copy the database? */
-static bool
-database_is_wanted(void)
-{
-	LOCKTAG		tag;
-
-	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, MyDatabaseId, 0);
-	if (LockAcquire(&tag, RowExclusiveLock, true, true) == LOCKACQUIRE_NOT_AVAIL)
-		return true;
-	(void) LockRelease(&tag, RowExclusiveLock, true);
-	return false;
-}
-
 /* ---------------------------------------------------------------------------
  * By hand
  * ---------------------------------------------------------------------------
@@ -667,12 +711,17 @@ msgq_maintain(PG_FUNCTION_ARGS)
 {
 	Maintenance m = {.by_hand = true};
 	LOCKTAG		tag;
+	int			guc_level;
 
 	msgq_begin_change("msgq.maintain()");
 	check_may_maintain();
 	worker_lock_tag(&tag, ROUND_LOCK);
 	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+	guc_level = NewGUCNestLevel();
+	(void) set_config_option("lock_timeout", LOCK_TIMEOUT_TEXT, PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	maintain(&m);
+	AtEOXact_GUC(false, guc_level);
 	PG_RETURN_JSONB_P(round_as_jsonb(&m.round));
 }
 
@@ -750,6 +799,8 @@ msgq_worker_init(void)
 							NULL);	/* show hook */
 	if (!process_shared_preload_libraries_in_progress || IsBinaryUpgrade)
 		return;
+	previous_utility_hook = ProcessUtility_hook;
+	ProcessUtility_hook = utility_hook;
 	describe_worker(&worker, "msgq launcher", "msgq_launcher_main");
 	worker.bgw_restart_time = RESTART_TIME;
 	RegisterBackgroundWorker(&worker);
@@ -808,7 +859,7 @@ msgq_worker_want(void)
 			return;
 	}
 	now = GetCurrentTimestamp();
-	if (asked_at <= now && now < asked_at + LAUNCH_TIME * INT64CONST(1000))
+	if (asked_at <= now && now < asked_at + ASK_TIME)
 		return;
 	asked_at = now;
 	if (!RecoveryInProgress() && !msgq_worker_runs())
@@ -820,10 +871,12 @@ msgq_worker_want(void)
  * ---------------------------------------------------------------------------
  */
 
-/* Calls start_worker for every database that one can connect to. */
-static void
-start_everywhere(void)
+/* The databases that one can connect to, in the current memory context. */
+static List *
+list_databases(void)
 {
+	MemoryContext context = CurrentMemoryContext;
+	List	   *databases = NIL;
 	Relation	table;
 	TableScanDesc scan;
 	HeapTuple	row;
@@ -832,16 +885,19 @@ start_everywhere(void)
 	(void) GetTransactionSnapshot();
 	table = table_open(DatabaseRelationId, AccessShareLock);
 	scan = table_beginscan_catalog(table, 0, NULL);
+	MemoryContextSwitchTo(context);
 	while (HeapTupleIsValid(row = heap_getnext(scan, ForwardScanDirection)))
 	{
 		Form_pg_database database = (Form_pg_database) GETSTRUCT(row);
 
 		if (database->datallowconn && !database->datistemplate)
-			(void) start_worker(database->oid);
+			databases = lappend_oid(databases, database->oid);
 	}
 	table_endscan(scan);
 	table_close(table, AccessShareLock);
 	CommitTransactionCommand();
+	MemoryContextSwitchTo(context);
+	return databases;
 }
 
 /* Is somebody about to drop the database, or to copy it? */
@@ -857,36 +913,105 @@ is_locked(Oid database)
 	return false;
 }
 
-/* Starts a worker, unless the database has gone or may be about to. */
-static void
-start_if_there(MsgqDatabase *entry)
+/*
+ * Starts a worker, unless the database has gone or may be about to.  False if
+ * there is no room for one.
+ */
+static bool
+start_if_there(Oid database, MsgqDatabase *entry)
 {
-	Oid			database = pg_atomic_read_u32(&entry->database);
+	bool		done = true;
 
 	StartTransactionCommand();
 	if (!SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(database)))
-		msgq_database_free(entry);
+	{
+		if (entry)
+			msgq_database_free(entry);
+	}
 	else if (!is_locked(database))
-		(void) start_worker(database);
+		done = start_worker(database);
 	CommitTransactionCommand();
+	return done;
 }
 
-/* Starts workers where they are wanted and none runs. */
+/*
+ * Starts workers where they are wanted and none runs.  One that was started
+ * takes a moment until it says so; meanwhile all ask for it.
+ */
 static void
 start_where_wanted(void)
 {
+	static TimestampTz started_at[MSGQ_MAX_DATABASES];
+	TimestampTz now = GetCurrentTimestamp();
 	MsgqDatabase *entry;
 	int			i = 0;
 
 	while ((entry = msgq_database_next(&i)) != NULL)
 	{
-		bool		wanted = pg_atomic_exchange_u32(&entry->wanted, 0) != 0 ||
-		pg_atomic_read_u32(&entry->active) != 0;
+		TimestampTz *started = &started_at[i - 1];
 
-		if (wanted && pg_atomic_read_u32(&entry->worker_pid) == 0 &&
-			msgq_worker_enabled)
-			start_if_there(entry);
+		if (pg_atomic_read_u32(&entry->worker_pid) != 0 ||
+			(pg_atomic_read_u32(&entry->wanted) == 0 &&
+			 pg_atomic_read_u32(&entry->active) == 0) ||
+			(*started <= now && now - *started < START_TIME))
+			continue;
+		pg_atomic_write_u32(&entry->wanted, 0);
+		*started = now;
+		(void) start_if_there(pg_atomic_read_u32(&entry->database), entry);
 	}
+}
+
+/* The database that a command needs for itself alone, or NULL. */
+static const char *
+wanted_database(Node *command)
+{
+	ListCell   *cell;
+
+	switch (nodeTag(command))
+	{
+		case T_DropdbStmt:
+			return ((DropdbStmt *) command)->dbname;
+		case T_AlterDatabaseStmt:
+			return ((AlterDatabaseStmt *) command)->dbname;
+		case T_RenameStmt:
+			if (((RenameStmt *) command)->renameType == OBJECT_DATABASE)
+				return ((RenameStmt *) command)->subname;
+			return NULL;
+		case T_CreatedbStmt:
+			foreach(cell, ((CreatedbStmt *) command)->options)
+			{
+				DefElem    *option = lfirst_node(DefElem, cell);
+
+				if (strcmp(option->defname, "template") == 0 && option->arg)
+					return defGetString(option);
+			}
+			return NULL;
+		default:
+			return NULL;
+	}
+}
+
+/* Tells the worker of such a database to end. */
+static void
+utility_hook(PlannedStmt *statement, const char *query, bool read_only_tree,
+			 ProcessUtilityContext context, ParamListInfo params,
+			 QueryEnvironment *environment, DestReceiver *receiver,
+			 QueryCompletion *completion)
+{
+	const char *name = wanted_database(statement->utilityStmt);
+	Oid			database = name ? get_database_oid(name, true) : InvalidOid;
+	MsgqDatabase *entry = OidIsValid(database) ?
+	msgq_database_find(database) : NULL;
+	uint32		worker = entry ? pg_atomic_read_u32(&entry->worker_pid) : 0;
+
+	if (worker != 0)
+		(void) kill((pid_t) worker, SIGTERM);
+	if (previous_utility_hook)
+		previous_utility_hook(statement, query, read_only_tree, context, params,
+							  environment, receiver, completion);
+	else
+		standard_ProcessUtility(statement, query, read_only_tree, context,
+								params, environment, receiver, completion);
 }
 
 static void
@@ -901,6 +1026,8 @@ reload_if_told(void)
 void
 msgq_launcher_main(Datum arg)
 {
+	List	   *unvisited;
+
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
 	BackgroundWorkerUnblockSignals();
@@ -908,16 +1035,24 @@ msgq_launcher_main(Datum arg)
 	pgstat_report_appname("msgq launcher");
 	msgq_launcher_register();
 
-	if (msgq_worker_enabled)
-		start_everywhere();
+	MemoryContextSwitchTo(TopMemoryContext);
+	unvisited = list_databases();
 	for (;;)
 	{
-		start_where_wanted();
+		if (msgq_worker_enabled)
+		{
+			start_where_wanted();
+			/* One at a time: others want processes, too. */
+			if (unvisited != NIL && start_if_there(linitial_oid(unvisited), NULL))
+				unvisited = list_delete_first(unvisited);
+		}
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 LAUNCH_TIME, msgq_wait_event());
+						 unvisited != NIL ? VISIT_TIME : START_TIME / 1000,
+						 msgq_wait_event());
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 		reload_if_told();
+		MemoryContextSwitchTo(TopMemoryContext);
 	}
 }
 
@@ -943,7 +1078,8 @@ enter_database(void)
 	entered = OidIsValid(get_extension_oid("msgq", true)) &&
 		OidIsValid(msgq_relation_oid("queue")) && lock_worker();
 	CommitTransactionCommand();
-	entry = msgq_database_get(MyDatabaseId);
+	entry = entered ? msgq_database_get(MyDatabaseId) :
+		msgq_database_find(MyDatabaseId);
 	if (!entered)
 	{
 		if (entry && pg_atomic_read_u32(&entry->worker_pid) == 0)
@@ -1009,7 +1145,7 @@ pin_settings(void)
 					PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("synchronous_commit", "on", PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("statement_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
-	SetConfigOption("lock_timeout", "1s", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("lock_timeout", LOCK_TIMEOUT_TEXT, PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("search_path", "pg_catalog", PGC_SUSET, PGC_S_OVERRIDE);
 }
 
