@@ -17,6 +17,7 @@
 #include "utils/builtins.h"
 
 #include "owner.h"
+#include "ring.h"
 #include "shared.h"
 #include "worker.h"
 
@@ -135,9 +136,12 @@ check_segments(Report *report)
 							  "FROM pg_locks WHERE relation = d.segment AND granted "
 							  "AND pid <> pg_backend_pid()) AS l ON true");
 
-	/* The worker empties them a round later, if nothing is in the way. */
+	/*
+	 * The worker empties them a round later, if nothing is in the way: a
+	 * lock, or, where they have to wait for it, an old snapshot.
+	 */
 	put(report, "segments",
-		found && strstr(found, "locked") ? "warning" : "ok",
+		found && (msgq_reclaim != 0 || strstr(found, "locked")) ? "warning" : "ok",
 		found ? psprintf("drained but not reclaimed yet: %s", found) :
 		"none waits to be reclaimed");
 }

@@ -456,10 +456,13 @@ is_complete(const MsgqQueue *queue)
 	return OidIsValid(queue->handle) && OidIsValid(queue->sequence);
 }
 
+/* False also if the handle has just been dropped, which is stored. */
 static bool
-has_right(const MsgqQueue *queue, AclMode right)
+has_right(const MsgqQueue *queue, AclMode right, bool *is_missing)
 {
-	return pg_class_aclcheck(queue->handle, GetUserId(), right) == ACLCHECK_OK;
+	*is_missing = false;
+	return pg_class_aclcheck_ext(queue->handle, GetUserId(), right,
+								 is_missing) == ACLCHECK_OK && !*is_missing;
 }
 
 /*
@@ -470,7 +473,19 @@ has_right(const MsgqQueue *queue, AclMode right)
 MsgqQueue  *
 msgq_queue_get(const char *name, AclMode right)
 {
-	MsgqQueue  *queue = msgq_queue_find(name);
+	MsgqQueue  *queue;
+	bool		is_missing;
+	bool		may;
+
+	do
+	{
+		queue = msgq_queue_find(name);
+		may = queue && is_complete(queue) &&
+			has_right(queue, right, &is_missing);
+		if (may || queue == NULL || !is_complete(queue) || !is_missing)
+			break;
+		msgq_queue_forget_all();
+	} while (true);
 
 	if (queue == NULL)
 		ereport(ERROR,
@@ -483,7 +498,7 @@ msgq_queue_get(const char *name, AclMode right)
 				 errdetail("Its relations are named msgq.q%d and msgq.q%d_*.",
 						   queue->id, queue->id),
 				 errhint("Restore them from a dump, or drop the queue.")));
-	if (!has_right(queue, right))
+	if (!may)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("permission denied for queue \"%s\"", name),
@@ -535,8 +550,9 @@ msgq_queue_list(AclMode right, int *n)
 	foreach(cell, queues)
 	{
 		MsgqQueue  *queue = lfirst(cell);
+		bool		is_missing;
 
-		if (is_complete(queue) && has_right(queue, right))
+		if (is_complete(queue) && has_right(queue, right, &is_missing))
 			list[(*n)++] = queue;
 	}
 	return list;

@@ -262,6 +262,8 @@ report(Receiver *receiver)
 	msgq_count(slot, MSGQ_FAILED, receiver->failed);
 	if (receiver->remove)
 		msgq_count(slot, MSGQ_ACKED, receiver->taken);
+	else
+		msgq_wake_for_due_time(slot, receiver->lease_end, receiver->now);
 }
 
 /* One look at the open queue, at the time of now. */
@@ -398,8 +400,12 @@ look_until(Receiver *receiver, TimestampTz deadline)
 			break;
 
 		due = next_due_time(receiver);
-		until = Min(Min(deadline, due),
-					msgq_wait_poll_time(slot, receiver->now));
+		until = msgq_wait_poll_time(slot, receiver->now);
+		msgq_wait_until_due(due, until);
+		until = Min(Min(deadline, due), until);
+		/* A message may come late into a drained segment. */
+		if (receiver->storage->queue->ndrained > 0)
+			until = Min(until, receiver->now + DRAINED_INTERVAL);
 		msgq_storage_let_go(receiver->storage);
 		if (msgq_wait_register(slot))
 		{
@@ -512,12 +518,18 @@ watch_one(Watch *watch, const char *name)
 		.wanted = 1
 	};
 	MsgqSlot   *slot;
+	TimestampTz due;
+	TimestampTz until;
 
 	look(&receiver);
 	slot = receiver.storage->slot;
 	msgq_wait_looked(slot);
-	watch->until = Min(watch->until, next_due_time(&receiver));
-	watch->until = Min(watch->until, msgq_wait_poll_time(slot, receiver.now));
+	due = next_due_time(&receiver);
+	until = msgq_wait_poll_time(slot, receiver.now);
+	msgq_wait_until_due(due, until);
+	watch->until = Min(watch->until, Min(due, until));
+	if (receiver.storage->queue->ndrained > 0)
+		watch->until = Min(watch->until, receiver.now + DRAINED_INTERVAL);
 	msgq_storage_let_go(receiver.storage);
 	if (msgq_wait_register(slot))
 		watch->armed = false;

@@ -77,6 +77,7 @@
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
+#include "storage/procarray.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -284,17 +285,36 @@ add_segment(const MsgqRing *ring)
 	return ring->nsegments + 1;
 }
 
+/* An empty segment that senders would not refuse. */
+static const MsgqRingSegment *
+find_empty(const MsgqRing *ring)
+{
+	for (int i = 0; i < ring->nsegments; i++)
+	{
+		const MsgqRingSegment *segment = &ring->segments[i];
+
+		if (segment->state == 'e' && OidIsValid(segment->table) &&
+			ConditionalLockRelationOid(segment->table, AccessShareLock) &&
+			msgq_segment_is_plain(segment->table))
+			return segment;
+	}
+	return NULL;
+}
+
 /* Turns the ring if it is time to; true if it did. */
 bool
 msgq_ring_turn(const MsgqRing *ring, MsgqRound *round)
 {
 	const MsgqRingSegment *active = find_state(ring, 'a');
-	const MsgqRingSegment *empty = find_state(ring, 'e');
+	const MsgqRingSegment *empty;
 	int			next;
 	MsgqSpi		spi;
 
-	if (active == NULL || !OidIsValid(active->table) || !wants_turn(active))
+	if (active == NULL || !OidIsValid(active->table) ||
+		!ConditionalLockRelationOid(active->table, AccessShareLock) ||
+		!wants_turn(active))
 		return false;
+	empty = find_empty(ring);
 	if (!lock_queues() || !still_is(ring, active) ||
 		(empty && !still_is(ring, empty)))
 	{
@@ -454,6 +474,8 @@ has_row_for_somebody(Relation table)
 {
 	SnapshotData snapshot;
 
+	/* The horizon that this backend remembers may be that of long ago. */
+	(void) GetOldestNonRemovableTransactionId(table);
 	InitNonVacuumableSnapshot(snapshot, GlobalVisTestFor(table));
 	return has_row(table, &snapshot);
 }

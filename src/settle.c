@@ -313,6 +313,8 @@ settle_in_open(const Settlement *settlement, MsgqStorage *storage)
 static void
 report_settled(const Settlement *settlement, MsgqSlot *slot)
 {
+	TimestampTz now;
+
 	switch (settlement->action)
 	{
 		case ACK:
@@ -330,6 +332,9 @@ report_settled(const Settlement *settlement, MsgqSlot *slot)
 			msgq_wake_at_commit(slot, 1);
 			break;
 		case EXTEND:
+			now = msgq_now();
+			msgq_wake_for_due_time(slot, msgq_time_after(now, settlement->time),
+								   now);
 			break;
 	}
 }

@@ -407,8 +407,11 @@ reckon_depth(const MsgqQueue *queue, TimestampTz now, Depth *depth)
 	}
 	if (!future_is_complete)
 	{
-		depth->delayed = pg_atomic_read_u64(&slot->counted_delayed);
-		depth->in_flight = pg_atomic_read_u64(&slot->counted_in_flight);
+		int64		live = Max(0, msgq_stats_live(slot));
+
+		depth->in_flight = Min(live, (int64) pg_atomic_read_u64(&slot->counted_in_flight));
+		depth->delayed = Min(live - depth->in_flight,
+							 (int64) pg_atomic_read_u64(&slot->counted_delayed));
 	}
 	if (!ready_is_complete)
 		depth->ready = Max(depth->ready, msgq_stats_live(slot) -

@@ -29,7 +29,9 @@
  * savepoint wakes at the end of the transaction.  A waiter wakes by itself
  * when the next message falls due (receive.c).
  *
- * Dropping a queue wakes all its waiters, so that they notice.
+ * Dropping a queue wakes all its waiters, so that they notice.  Whoever takes
+ * a lease that ends before others look by themselves wakes one of them, who
+ * then knows of it.
  *
  * Nobody wakes after COMMIT PREPARED, which does not run in the process that
  * sent; nor for rows that came by COPY or by restoring a dump.  So a waiter
@@ -69,10 +71,9 @@ typedef struct Mark
 	int			at_abort;
 } Mark;
 
-#define MAX_MARKS	32
-
-static Mark marks[MAX_MARKS];
+static Mark *marks = NULL;
 static int	nmarks = 0;
+static int	marks_room = 0;
 
 /* A queue that we wait for: we have a bit in its slot. */
 typedef struct Waiting
@@ -84,6 +85,9 @@ typedef struct Waiting
 static Waiting *waiting = NULL;
 static int	nwaiting = 0;
 static int	waiting_room = 0;
+
+/* We would have looked at a due time that others may not know of. */
+static bool knows_due_time = false;
 
 /* Once per backend, from _PG_init. */
 void
@@ -141,6 +145,20 @@ wake(MsgqSlot *slot, int messages)
 }
 
 static void
+make_room_for_mark(void)
+{
+	int			room = marks_room ? 2 * marks_room : 8;
+
+	if (nmarks < marks_room)
+		return;
+	if (marks)
+		marks = repalloc(marks, sizeof(Mark) * room);
+	else
+		marks = MemoryContextAlloc(TopMemoryContext, sizeof(Mark) * room);
+	marks_room = room;
+}
+
+static void
 mark(MsgqSlot *slot, int at_commit, int at_abort)
 {
 	int			i;
@@ -149,16 +167,9 @@ mark(MsgqSlot *slot, int at_commit, int at_abort)
 		return;
 	for (i = 0; i < nmarks && marks[i].slot != slot; i++)
 		;
-	if (i == MAX_MARKS)
+	if (i == nmarks)
 	{
-		/* Too many queues in one transaction: the last one is told early. */
-		i--;
-		wake(marks[i].slot, INT_MAX);
-		marks[i].slot = slot;
-		marks[i].at_commit = marks[i].at_abort = 0;
-	}
-	else if (i == nmarks)
-	{
+		make_room_for_mark();
 		marks[i].slot = slot;
 		marks[i].at_commit = marks[i].at_abort = 0;
 		nmarks++;
@@ -278,6 +289,16 @@ msgq_wait_arm(void)
 	pg_memory_barrier();
 }
 
+/*
+ * We have seen when the next message of one of the queues falls due, and will
+ * look then if that is before others do.
+ */
+void
+msgq_wait_until_due(TimestampTz due, TimestampTz poll_time)
+{
+	knows_due_time |= due < poll_time;
+}
+
 /* After a look at this queue, whatever it has found. */
 void
 msgq_wait_looked(MsgqSlot *slot)
@@ -320,20 +341,29 @@ wait_for_latch(long timeout)
 		return;
 	}
 	/* Whoever uses the set next sets the events that he wants. */
-	ModifyWaitEvent(FeBeWaitSet, MSGQ_CLIENT_SOCKET_POSITION, WL_SOCKET_CLOSED, NULL);
-	n = WaitEventSetWait(FeBeWaitSet, timeout, events, lengthof(events),
-						 msgq_wait_event());
-	for (int i = 0; i < n; i++)
+	ModifyWaitEvent(FeBeWaitSet, MSGQ_CLIENT_SOCKET_POSITION, WL_SOCKET_CLOSED,
+					NULL);
+	for (;;)
 	{
-		if (events[i].events & WL_POSTMASTER_DEATH)
-			ereport(FATAL,
-					(errcode(ERRCODE_ADMIN_SHUTDOWN),
-					 errmsg("terminating connection due to unexpected postmaster exit")));
-		if (events[i].events & WL_SOCKET_CLOSED)
+		n = WaitEventSetWait(FeBeWaitSet, timeout, events, lengthof(events),
+							 msgq_wait_event());
+		for (int i = 0; i < n; i++)
 		{
-			ClientConnectionLost = true;
-			InterruptPending = true;
+			if (events[i].events & WL_POSTMASTER_DEATH)
+				ereport(FATAL,
+						(errcode(ERRCODE_ADMIN_SHUTDOWN),
+						 errmsg("terminating connection due to unexpected postmaster exit")));
+			if (events[i].events & WL_SOCKET_CLOSED)
+			{
+				ClientConnectionLost = true;
+				InterruptPending = true;
+			}
 		}
+		/* A latch that is set hides what became of the client. */
+		if (n == 0 || timeout == 0 || !(events[0].events & WL_LATCH_SET))
+			return;
+		ResetLatch(MyLatch);
+		timeout = 0;
 	}
 }
 
@@ -354,7 +384,7 @@ msgq_wait_sleep(TimestampTz until)
 
 /*
  * We do not wait any more.  A wake-up after which we have not looked is passed
- * on.  May be called at the end of a transaction, and when nothing is waited
+ * on, and so is what we know of due times.  May be called at the end of a transaction, and when nothing is waited
  * for.
  */
 void
@@ -365,10 +395,22 @@ msgq_wait_end(void)
 		uint64		before = pg_atomic_fetch_and_u64(my_word(waiting[i].slot),
 													 ~my_bit());
 
-		if ((before & my_bit()) == 0 || waiting[i].owes_look)
+		if ((before & my_bit()) == 0 || waiting[i].owes_look || knows_due_time)
 			(void) wake_one(waiting[i].slot);
 	}
 	nwaiting = 0;
+	knows_due_time = false;
+}
+
+/*
+ * A message becomes due, by what this transaction does, sooner than others
+ * look by themselves: one of them should know.
+ */
+void
+msgq_wake_for_due_time(MsgqSlot *slot, TimestampTz due, TimestampTz now)
+{
+	if (due < msgq_wait_poll_time(slot, now))
+		msgq_wake_at_commit(slot, 1);
 }
 
 /* When to look again in any case; the slot may be NULL. */

@@ -24,6 +24,9 @@ extern void msgq_wakeup_forget(void);
 extern bool msgq_wait_register(MsgqSlot *slot);
 extern void msgq_wait_arm(void);
 extern void msgq_wait_looked(MsgqSlot *slot);
+extern void msgq_wait_until_due(TimestampTz due, TimestampTz poll_time);
+extern void msgq_wake_for_due_time(MsgqSlot *slot, TimestampTz due,
+								   TimestampTz now);
 extern bool msgq_wait_is_woken(void);
 extern bool msgq_wait_sleep(TimestampTz until);
 extern void msgq_wait_end(void);

@@ -152,6 +152,7 @@ typedef struct Memory
 	TimestampTz next;			/* when to look again: segments, and queues
 								 * without a slot */
 	int64		interval;
+	TimestampTz looked_at;		/* segment */
 	uint64		activity;		/* what the queue's counters were */
 	TimestampTz changed_at;		/* and when they were found changed */
 	TimestampTz next_count;		/* when its cost allows to count again */
@@ -163,6 +164,7 @@ typedef struct Maintenance
 	bool		by_hand;
 	HTAB	   *memory;			/* NULL by hand: everything is looked at */
 	MsgqRound	round;
+	TimestampTz last_active;	/* when the database was last found so */
 	bool		busy;			/* something was done, or is to be done soon */
 	bool		leaving;		/* for the last time */
 } Maintenance;
@@ -311,6 +313,7 @@ drain_step(Maintenance *m, int32 queue_id, int n)
 	const MsgqRingSegment *segment = find_segment(ring, n);
 	TimestampTz begun = GetCurrentTimestamp();
 	Memory	   *memory;
+	int64		waiting;
 	bool		parked;
 
 	if (segment == NULL || segment->state != 'd')
@@ -318,14 +321,18 @@ drain_step(Maintenance *m, int32 queue_id, int n)
 	memory = m->memory ? remember(m, segment->table) : NULL;
 	if (memory && begun < memory->next)
 	{
-		m->busy |= memory->interval < PARKED_TIME;
+		/* What is in it is for consumers to take; then it owes a look. */
+		m->busy |= memory->looked_at < m->last_active;
 		return;
 	}
-	if (msgq_ring_drain(ring, segment, &m->round, &parked))
+	waiting = m->round.waiting;
+	if (msgq_ring_drain(ring, segment, &m->round, &parked) ||
+		m->round.waiting > waiting)
 		m->busy = true;
 	else if (memory)
 		set_next_look(memory, GetCurrentTimestamp() - begun, parked);
-	m->busy |= !parked;
+	if (memory)
+		memory->looked_at = begun;
 }
 
 static void
@@ -357,7 +364,7 @@ is_complete(const MsgqQueue *queue)
 	return OidIsValid(queue->sequence) && OidIsValid(queue->handle);
 }
 
-/* The queue of this number; NULL if it has gone, or part of it. */
+/* The queue of this number; NULL if it has gone, or is locked. */
 static MsgqQueue *
 find_queue(int32 queue_id)
 {
@@ -365,6 +372,7 @@ find_queue(int32 queue_id)
 	MsgqQueue  *queue = ring ? msgq_queue_find(ring->name) : NULL;
 
 	if (queue == NULL || !is_complete(queue) ||
+		!ConditionalLockRelationOid(queue->segments[0], AccessShareLock) ||
 		!msgq_queue_lock_for_reading(queue))
 		return NULL;
 	return queue;
@@ -436,14 +444,6 @@ save_step(Maintenance *m, int32 queue_id, int n)
 static void
 notify_step(Maintenance *m, int32 queue_id, int n)
 {
-	MsgqQueue  *queue = find_queue(queue_id);
-	MsgqSlot   *slot = queue ? msgq_slot_get(queue) : NULL;
-	uint64		sent;
-
-	if (slot == NULL)
-		return;
-	sent = pg_atomic_read_u64(&slot->counters[MSGQ_SENT]);
-	pg_atomic_write_u64(&slot->notified, sent);
 	Async_Notify(psprintf("msgq_%d", queue_id), "");
 }
 
@@ -589,23 +589,33 @@ save_all(Maintenance *m)
 	pfree(work);
 }
 
-/* Tells those who LISTEN that something was sent since they were told last. */
-static void
+/*
+ * Tells those who LISTEN that something was sent since they were told last;
+ * false if nothing was.
+ */
+static bool
 notify(Maintenance *m)
 {
 	int			n;
 	Work	   *work = list_work(m, &n);
+	bool		told = false;
 
 	for (int i = 0; i < n; i++)
 	{
 		MsgqSlot   *slot = work[i].n != 0 ? NULL :
 		msgq_slot_find(work[i].sequence, work[i].created_at);
+		uint64		sent;
 
-		if (slot && pg_atomic_read_u64(&slot->counters[MSGQ_SENT]) !=
-			pg_atomic_read_u64(&slot->notified))
-			run_step(m, notify_step, work[i].queue_id, 0);
+		if (slot == NULL)
+			continue;
+		sent = pg_atomic_read_u64(&slot->counters[MSGQ_SENT]);
+		if (sent == pg_atomic_exchange_u64(&slot->notified, sent))
+			continue;
+		run_step(m, notify_step, work[i].queue_id, 0);
+		told = true;
 	}
 	pfree(work);
+	return told;
 }
 
 /* ---------------------------------------------------------------------------
@@ -1103,15 +1113,17 @@ was_active(void)
 	return entry && pg_atomic_exchange_u32(&entry->active, 0) != 0;
 }
 
-static bool
-extension_has_gone(void)
+/* msgq.queue of the extension that there is; InvalidOid if there is none. */
+static Oid
+extension_table(void)
 {
-	bool		gone;
+	Oid			table = InvalidOid;
 
 	StartTransactionCommand();
-	gone = !OidIsValid(get_extension_oid("msgq", true));
+	if (OidIsValid(get_extension_oid("msgq", true)))
+		table = msgq_relation_oid("queue");
 	CommitTransactionCommand();
-	return gone;
+	return table;
 }
 
 /* Sleeps until then; false if it is time to leave. */
@@ -1139,6 +1151,9 @@ sleep_until(TimestampTz until)
 static void
 pin_settings(void)
 {
+	SetConfigOption("role", "none", PGC_SUSET, PGC_S_OVERRIDE);
+	if (GetConfigOption("transaction_timeout", true, false))
+		SetConfigOption("transaction_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("default_transaction_isolation", "read committed",
 					PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("default_transaction_read_only", "off",
@@ -1175,8 +1190,10 @@ work(Maintenance *m)
 {
 	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "msgq round",
 												  ALLOCSET_DEFAULT_SIZES);
+	Oid			table = extension_table();
 	TimestampTz last_busy = GetCurrentTimestamp();
 	TimestampTz next_round = 0;
+	TimestampTz next_notification = 0;
 
 	for (;;)
 	{
@@ -1188,28 +1205,36 @@ work(Maintenance *m)
 		if (now >= next_round)
 		{
 			m->busy = was_active();
+			if (m->busy)
+				m->last_active = now;
 			pgstat_report_activity(STATE_RUNNING, "maintaining queues");
 			maintain_alone(m);
 			if (m->busy)
 				last_busy = GetCurrentTimestamp();
 			next_round = now + msgq_worker_interval * INT64CONST(1000);
 		}
-		if (msgq_notify_interval > 0)
-			notify(m);
+		if (msgq_notify_interval > 0 && GetCurrentTimestamp() >= next_notification)
+		{
+			next_notification = GetCurrentTimestamp();
+			if (notify(m))
+				next_notification += msgq_notify_interval * INT64CONST(1000);
+		}
 		pgstat_report_stat(true);
 		pgstat_report_activity(STATE_IDLE, NULL);
 
 		now = GetCurrentTimestamp();
-		if (extension_has_gone())
+		/* Dropped, or made anew. */
+		if (extension_table() != table)
 			return;
-		if (now - last_busy > IDLE_TIME + msgq_worker_interval * INT64CONST(1000))
+		if (next_notification <= now && now - last_busy > IDLE_TIME + msgq_worker_interval * INT64CONST(1000))
 		{
 			save_all(m);
 			return;
 		}
 		next = next_round;
 		if (msgq_notify_interval > 0)
-			next = Min(next, now + msgq_notify_interval * INT64CONST(1000));
+			next = Min(next, Max(now + LOOK_TIME * INT64CONST(1000) / 2,
+								 next_notification));
 		if (!sleep_until(next))
 			return;
 	}
