@@ -32,6 +32,7 @@ OBJS = \
 	src/wakeup.o \
 	src/shared.o \
 	src/ring.o \
+	src/maintain.o \
 	src/worker.o \
 	src/stats.o \
 	src/health.o \

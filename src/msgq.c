@@ -5,8 +5,9 @@
  * Reading order.  A message is sent (send.c) into a segment table of its
  * queue (queue.c, segment.c); receive.c finds it with the help of frontier.c
  * and leases it (lease.c), and waits for it if need be (wakeup.c); settle.c
- * removes it or gives it back.  ring.c reclaims the segments, worker.c runs
- * that in the background, health.c says what is wrong, stats.c counts.
+ * removes it or gives it back.  ring.c reclaims the segments, maintain.c does
+ * that for all queues, worker.c in the background; health.c says what is
+ * wrong, stats.c counts.
  * inspect.c only looks, admin.c makes and drops queues, argument.c and
  * message.c translate between SQL and C, owner.c is the one place that acts
  * with the rights of the storage's owner.

@@ -1,0 +1,644 @@
+/*
+ * maintain.c
+ *		Rounds of maintenance over all queues of a database, by the worker or
+ *		by hand.
+ *
+ * A round turns rings and empties segments (ring.c), counts and audits queues,
+ * and saves their totals (stats.c).  It costs little where nothing happens:
+ * a queue whose counters have not changed is passed by, and what needs a scan
+ * is done again only after a time that is long compared with it.
+ *
+ * Each step is a transaction of its own, with a lock_timeout, so that locks
+ * are held for that step only, and an error in one queue does not stop the
+ * others.  By hand, each step is a subtransaction of the statement, and locks
+ * are held until its end.
+ *
+ * One round is done at a time in a database: it holds MSGQ_ROUND_LOCK.  That and
+ * the worker's own lock are advisory locks, of a kind that SQL cannot take,
+ * since a process that ends releases those and no others.
+ *
+ * src/maintain.c
+ */
+#include "msgq.h"
+
+#include "access/xact.h"
+#include "catalog/pg_database.h"
+#include "commands/async.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "storage/lock.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/hsearch.h"
+#include "utils/jsonb.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "maintain.h"
+#include "owner.h"
+#include "ring.h"
+#include "shared.h"
+#include "stats.h"
+#include "worker.h"
+
+/* A queue is counted at most this often, and its totals are saved. */
+#define COUNT_TIME			(60 * USECS_PER_SEC)
+#define SAVE_TIME			(10 * USECS_PER_SEC)
+
+/* What takes t is done again after COST_FACTOR * t at the earliest. */
+#define COST_FACTOR			100
+
+/* Statistics tell of a queue's activity after this time at the latest. */
+#define SETTLE_TIME			(5 * USECS_PER_SEC)
+
+/* A segment that is parked is looked at at least this often. */
+#define PARKED_TIME			(60 * USECS_PER_SEC)
+
+/* ---------------------------------------------------------------------------
+ * Rounds
+ * ---------------------------------------------------------------------------
+ */
+
+/* What is remembered about a queue or a segment between rounds. */
+typedef struct Memory
+{
+	Oid			relation;		/* hash key: the sequence, or the table */
+	TimestampTz next;			/* when to look again: segments, and queues
+								 * without a slot */
+	int64		interval;
+	TimestampTz looked_at;		/* segment */
+	uint64		activity;		/* what the queue's counters were */
+	TimestampTz changed_at;		/* and when they were found changed */
+	TimestampTz next_count;		/* when its cost allows to count again */
+	TimestampTz next_save;
+} Memory;
+
+/* A step: something that is done to a queue, or to one of its segments. */
+typedef void (*Step) (MsgqMaintenance *m, int32 queue_id, int n);
+
+/* From now on m remembers what it has seen, and need not look so often. */
+void
+msgq_maintain_remember(MsgqMaintenance *m)
+{
+	HASHCTL		control = {
+		.keysize = sizeof(Oid),
+		.entrysize = sizeof(Memory),
+	};
+
+	m->memory = hash_create("msgq maintenance", 64, &control,
+							HASH_ELEM | HASH_BLOBS);
+}
+
+static Memory *
+remember(MsgqMaintenance *m, Oid relation)
+{
+	Memory	   *memory;
+	bool		found;
+
+	memory = hash_search(m->memory, &relation, HASH_ENTER, &found);
+	if (!found)
+	{
+		memset(memory, 0, sizeof(Memory));
+		memory->relation = relation;
+	}
+	return memory;
+}
+
+static void
+begin_step(MsgqMaintenance *m)
+{
+	if (m->by_hand)
+	{
+		BeginInternalSubTransaction(NULL);
+		return;
+	}
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+}
+
+static void
+end_step(MsgqMaintenance *m, MemoryContext context, ResourceOwner owner)
+{
+	if (m->by_hand)
+	{
+		ReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+		return;
+	}
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(context);
+}
+
+/* Reports the error as a warning, and undoes the step. */
+static void
+fail_step(MsgqMaintenance *m, int32 queue_id, MemoryContext context,
+		  ResourceOwner owner)
+{
+	ErrorData  *error;
+
+	MemoryContextSwitchTo(context);
+	error = CopyErrorData();
+	FlushErrorState();
+	if (m->by_hand)
+	{
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+		/* A cancel is meant for the statement. */
+		if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
+			ReThrowError(error);
+	}
+	else
+	{
+		HOLD_INTERRUPTS();
+		AbortCurrentTransaction();
+		RESUME_INTERRUPTS();
+		MemoryContextSwitchTo(context);
+	}
+	m->round.failed++;
+	ereport(WARNING,
+			(errcode(error->sqlerrcode),
+			 errmsg("could not maintain the queue with number %d: %s",
+					queue_id, error->message)));
+	FreeErrorData(error);
+}
+
+/* Runs a step so that its failure is its own. */
+static void
+run_step(MsgqMaintenance *m, Step step, int32 queue_id, int n)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+
+	CHECK_FOR_INTERRUPTS();
+	PG_TRY();
+	{
+		begin_step(m);
+		step(m, queue_id, n);
+		end_step(m, context, owner);
+	}
+	PG_CATCH();
+	{
+		fail_step(m, queue_id, context, owner);
+	}
+	PG_END_TRY();
+}
+
+static void
+turn_step(MsgqMaintenance *m, int32 queue_id, int n)
+{
+	MsgqRing   *ring = msgq_ring_read(queue_id);
+
+	if (ring && msgq_ring_turn(ring, &m->round))
+		m->busy = true;
+}
+
+static const MsgqRingSegment *
+find_segment(const MsgqRing *ring, int n)
+{
+	for (int i = 0; ring && i < ring->nsegments; i++)
+	{
+		if (ring->segments[i].n == n)
+			return &ring->segments[i];
+	}
+	return NULL;
+}
+
+/*
+ * One look costs a scan of the segment.  So it is taken again after a time
+ * that is long compared with that, and parked segments rest.
+ */
+static void
+set_next_look(Memory *memory, int64 cost, bool parked)
+{
+	int64		interval = Max(msgq_worker_interval * INT64CONST(1000),
+							   cost * COST_FACTOR / 5);
+
+	if (parked)
+		interval = Max(interval, Min(2 * memory->interval, PARKED_TIME));
+	memory->interval = interval;
+	memory->next = GetCurrentTimestamp() + interval;
+}
+
+static void
+drain_step(MsgqMaintenance *m, int32 queue_id, int n)
+{
+	MsgqRing   *ring = msgq_ring_read(queue_id);
+	const MsgqRingSegment *segment = find_segment(ring, n);
+	TimestampTz begun = GetCurrentTimestamp();
+	Memory	   *memory;
+	int64		waiting;
+	bool		parked;
+
+	if (segment == NULL || segment->state != 'd')
+		return;
+	memory = m->memory ? remember(m, segment->table) : NULL;
+	if (memory && begun < memory->next)
+	{
+		/* What is in it is for consumers to take; then it owes a look. */
+		m->busy |= memory->looked_at < m->last_active;
+		return;
+	}
+	waiting = m->round.waiting;
+	if (msgq_ring_drain(ring, segment, &m->round, &parked) ||
+		m->round.waiting > waiting)
+		m->busy = true;
+	else if (memory)
+		set_next_look(memory, GetCurrentTimestamp() - begun, parked);
+	if (memory)
+		memory->looked_at = begun;
+}
+
+static void
+reclaim_step(MsgqMaintenance *m, int32 queue_id, int n)
+{
+	MsgqRing   *ring = msgq_ring_read(queue_id);
+	const MsgqRingSegment *segment = find_segment(ring, n);
+	TimestampTz begun = GetCurrentTimestamp();
+	Memory	   *memory;
+
+	if (segment == NULL || segment->state != 'D')
+		return;
+	m->busy = true;
+	memory = m->memory ? remember(m, segment->table) : NULL;
+	if (memory && segment->moved && begun < memory->next)
+		return;
+	if (!msgq_ring_reclaim(ring, segment, &m->round) && memory)
+		set_next_look(memory, GetCurrentTimestamp() - begun, false);
+}
+
+static bool
+is_complete(const MsgqQueue *queue)
+{
+	for (int i = 0; i < queue->nsegments; i++)
+	{
+		if (!OidIsValid(queue->segments[i]))
+			return false;
+	}
+	return OidIsValid(queue->sequence) && OidIsValid(queue->handle);
+}
+
+/* The queue of this number; NULL if it has gone, or is locked. */
+static MsgqQueue *
+find_queue(int32 queue_id)
+{
+	MsgqRing   *ring = msgq_ring_read(queue_id);
+	MsgqQueue  *queue = ring ? msgq_queue_find(ring->name) : NULL;
+
+	if (queue == NULL || !is_complete(queue) ||
+		!ConditionalLockRelationOid(queue->segments[0], AccessShareLock) ||
+		!msgq_queue_lock_for_reading(queue))
+		return NULL;
+	return queue;
+}
+
+static uint64
+activity_of(const MsgqSlot *slot)
+{
+	uint64		sum = 0;
+
+	for (int i = 0; i < MSGQ_NCOUNTERS; i++)
+		sum += pg_atomic_read_u64((pg_atomic_uint64 *) &slot->counters[i]);
+	return sum + pg_atomic_read_u64((pg_atomic_uint64 *) &slot->prepared);
+}
+
+/* Is it time to scan the queue, and is there a reason to? */
+static bool
+wants_count(const MsgqSlot *slot, const Memory *memory, TimestampTz now)
+{
+	MsgqSlot   *counted = (MsgqSlot *) slot;
+	TimestampTz last = (TimestampTz) pg_atomic_read_u64(&counted->counted_at);
+
+	if (memory == NULL || last == 0)
+		return true;
+	return now >= memory->next_count && now >= last + COUNT_TIME &&
+		activity_of(slot) != pg_atomic_read_u64(&counted->counted_activity);
+}
+
+/* Counts and audits: each costs a scan of the queue. */
+static void
+count_step(MsgqMaintenance *m, int32 queue_id, int n)
+{
+	MsgqQueue  *queue = find_queue(queue_id);
+	MsgqSlot   *slot = queue ? msgq_slot_get(queue) : NULL;
+	Memory	   *memory = queue && m->memory ? remember(m, queue->sequence) : NULL;
+	TimestampTz begun = GetCurrentTimestamp();
+	MsgqSpi		before;
+
+	if (slot == NULL || !wants_count(slot, memory, begun) ||
+		!msgq_stats_can_count(queue))
+		return;
+	pg_atomic_write_u64(&slot->counted_activity, activity_of(slot));
+	msgq_become_owner(&before);
+	msgq_stats_recount(queue, slot);
+	msgq_ring_audit(queue, &m->round);
+	msgq_become_caller(&before);
+	pg_atomic_write_u64(&slot->counted_at, begun);
+	if (memory)
+		memory->next_count = begun +
+			COST_FACTOR * (GetCurrentTimestamp() - begun);
+}
+
+/* Saves the totals, now and then. */
+static void
+save_step(MsgqMaintenance *m, int32 queue_id, int n)
+{
+	MsgqQueue  *queue = find_queue(queue_id);
+	MsgqSlot   *slot = queue ? msgq_slot_get(queue) : NULL;
+	Memory	   *memory = queue && m->memory ? remember(m, queue->sequence) : NULL;
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (slot == NULL || (memory && !m->leaving && now < memory->next_save))
+		return;
+	msgq_stats_save(slot, queue_id);
+	if (memory)
+		memory->next_save = now + SAVE_TIME;
+}
+
+static void
+notify_step(MsgqMaintenance *m, int32 queue_id, int n)
+{
+	Async_Notify(psprintf("msgq_%d", queue_id), "");
+}
+
+/* Something to be looked at: a queue, or one of its segments. */
+typedef struct Work
+{
+	int32		queue_id;
+	int			n;				/* 0: the queue itself; then also: */
+	Oid			sequence;
+	TimestampTz created_at;
+} Work;
+
+/* All queues, and all segments that may be reclaimed, as a palloc'd array. */
+static Work *
+list_work(MsgqMaintenance *m, int *nwork)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	Work	   *work;
+	MsgqSpi		spi;
+	bool		is_null;
+
+	begin_step(m);
+	msgq_spi_begin(&spi, msgq_storage_owner());
+	msgq_spi_run("SELECT id, 0, to_regclass(format('msgq.q%%s_id', id))::oid, created_at "
+				 "FROM msgq.queue UNION ALL "
+				 "SELECT queue_id, n, 0, '-infinity' FROM msgq.segment "
+				 "WHERE state IN ('draining', 'drained') ORDER BY 1, 2");
+	*nwork = SPI_processed;
+	work = MemoryContextAlloc(context, sizeof(Work) * (*nwork + 1));
+	for (int i = 0; i < *nwork; i++)
+	{
+		HeapTuple	row = SPI_tuptable->vals[i];
+		TupleDesc	descriptor = SPI_tuptable->tupdesc;
+
+		work[i].queue_id = DatumGetInt32(SPI_getbinval(row, descriptor, 1, &is_null));
+		work[i].n = DatumGetInt32(SPI_getbinval(row, descriptor, 2, &is_null));
+		work[i].sequence = DatumGetObjectId(SPI_getbinval(row, descriptor, 3, &is_null));
+		work[i].created_at = DatumGetTimestampTz(SPI_getbinval(row, descriptor, 4, &is_null));
+	}
+	msgq_spi_end(&spi);
+	end_step(m, context, owner);
+	return work;
+}
+
+/*
+ * Has something happened to the queue since the last round?  Where nobody
+ * counts, it may have.
+ */
+static bool
+is_active(MsgqMaintenance *m, const Work *work)
+{
+	MsgqSlot   *slot = msgq_slot_find(work->sequence, work->created_at);
+	Memory	   *memory;
+	uint64		activity;
+
+	if (m->memory == NULL)
+		return true;
+	memory = remember(m, work->sequence);
+	if (slot == NULL)
+		return GetCurrentTimestamp() >= memory->next;
+	activity = activity_of(slot);
+	if (activity != memory->activity)
+		memory->changed_at = GetCurrentTimestamp();
+	memory->activity = activity;
+	return GetCurrentTimestamp() - memory->changed_at < SETTLE_TIME;
+}
+
+static void
+maintain_queue(MsgqMaintenance *m, const Work *work)
+{
+	TimestampTz begun = GetCurrentTimestamp();
+	int64		waiting = m->round.waiting;
+	Memory	   *memory;
+
+	if (!is_active(m, work))
+		return;
+	run_step(m, turn_step, work->queue_id, 0);
+	waiting = m->round.waiting - waiting;
+	run_step(m, count_step, work->queue_id, 0);
+	run_step(m, save_step, work->queue_id, 0);
+	if (m->memory == NULL)
+		return;
+	memory = remember(m, work->sequence);
+	memory->next = begun + COST_FACTOR * (GetCurrentTimestamp() - begun);
+	if (waiting > 0)
+	{
+		/* It should turn and could not: that is to be tried again. */
+		memory->changed_at = GetCurrentTimestamp();
+		m->busy = true;
+	}
+}
+
+/* Does somebody wait until we are gone, to drop or to copy the database? */
+bool
+msgq_database_is_wanted(void)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, MyDatabaseId, 0);
+	if (LockAcquire(&tag, RowExclusiveLock, true, true) == LOCKACQUIRE_NOT_AVAIL)
+		return true;
+	(void) LockRelease(&tag, RowExclusiveLock, true);
+	return false;
+}
+
+/* One round over all queues of the database. */
+static void
+maintain(MsgqMaintenance *m)
+{
+	int			n;
+	Work	   *work = list_work(m, &n);
+
+	for (int i = 0; i < n; i++)
+	{
+		if (!m->by_hand && msgq_database_is_wanted())
+			break;
+		if (work[i].n == 0)
+			maintain_queue(m, &work[i]);
+		else
+		{
+			run_step(m, drain_step, work[i].queue_id, work[i].n);
+			run_step(m, reclaim_step, work[i].queue_id, work[i].n);
+		}
+	}
+	pfree(work);
+}
+
+/* Before the worker leaves. */
+void
+msgq_maintain_save(MsgqMaintenance *m)
+{
+	int			n;
+	Work	   *work = list_work(m, &n);
+
+	m->leaving = true;
+	for (int i = 0; i < n; i++)
+	{
+		if (work[i].n == 0 &&
+			msgq_slot_find(work[i].sequence, work[i].created_at))
+			run_step(m, save_step, work[i].queue_id, 0);
+	}
+	pfree(work);
+}
+
+/*
+ * Tells those who LISTEN that something was sent since they were told last;
+ * false if nothing was.
+ */
+bool
+msgq_maintain_notify(MsgqMaintenance *m)
+{
+	int			n;
+	Work	   *work = list_work(m, &n);
+	bool		told = false;
+
+	for (int i = 0; i < n; i++)
+	{
+		MsgqSlot   *slot = work[i].n != 0 ? NULL :
+		msgq_slot_find(work[i].sequence, work[i].created_at);
+		uint64		sent;
+
+		if (slot == NULL)
+			continue;
+		sent = pg_atomic_read_u64(&slot->counters[MSGQ_SENT]);
+		if (sent == pg_atomic_exchange_u64(&slot->notified, sent))
+			continue;
+		run_step(m, notify_step, work[i].queue_id, 0);
+		told = true;
+	}
+	pfree(work);
+	return told;
+}
+
+/* An advisory lock of this kind, for our database. */
+void
+msgq_worker_lock_tag(LOCKTAG *tag, int kind)
+{
+	SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId, msgq_relation_oid("queue"), 0,
+						 kind);
+}
+
+/* A round, unless somebody does one by hand. */
+void
+msgq_maintain_round(MsgqMaintenance *m)
+{
+	LOCKTAG		tag;
+	bool		alone;
+
+	StartTransactionCommand();
+	msgq_worker_lock_tag(&tag, MSGQ_ROUND_LOCK);
+	alone = LockAcquire(&tag, ExclusiveLock, true, true) != LOCKACQUIRE_NOT_AVAIL;
+	CommitTransactionCommand();
+	if (!alone)
+		return;
+	maintain(m);
+	(void) LockRelease(&tag, ExclusiveLock, true);
+}
+
+/* ---------------------------------------------------------------------------
+ * By hand
+ * ---------------------------------------------------------------------------
+ */
+
+static void
+push_number(JsonbParseState **state, const char *key, int64 number)
+{
+	JsonbValue	value;
+
+	value.type = jbvString;
+	value.val.string.val = (char *) key;
+	value.val.string.len = strlen(key);
+	pushJsonbValue(state, WJB_KEY, &value);
+	value.type = jbvNumeric;
+	value.val.numeric = int64_to_numeric(number);
+	pushJsonbValue(state, WJB_VALUE, &value);
+}
+
+static Jsonb *
+round_as_jsonb(const MsgqRound *round)
+{
+	JsonbParseState *state = NULL;
+
+	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	push_number(&state, "turned", round->turned);
+	push_number(&state, "added", round->added);
+	push_number(&state, "drained", round->drained);
+	push_number(&state, "reclaimed", round->reclaimed);
+	push_number(&state, "moved", round->moved);
+	push_number(&state, "refilled", round->refilled);
+	push_number(&state, "audited", round->audited);
+	push_number(&state, "defects", round->defects);
+	push_number(&state, "waiting", round->waiting);
+	push_number(&state, "failed", round->failed);
+	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+}
+
+static void
+check_may_maintain(void)
+{
+	if (!has_privs_of_role(GetUserId(), msgq_storage_owner()))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied to maintain queues"),
+				 errdetail("Only members of the role that owns the extension may."),
+				 errhint("The background worker does the same by itself.")));
+	if (IsTransactionBlock() || IsSubTransaction())
+		ereport(ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg("msgq.maintain() cannot run inside a transaction block"),
+				 errdetail("It would hold its locks until the end of the transaction."),
+				 errhint("Call it in a statement of its own.")));
+	if (IsolationUsesXactSnapshot())
+		ereport(ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg("msgq.maintain() needs the isolation level READ COMMITTED"),
+				 errhint("SET default_transaction_isolation TO 'read committed'.")));
+}
+
+/* maintain() */
+PG_FUNCTION_INFO_V1(msgq_maintain);
+Datum
+msgq_maintain(PG_FUNCTION_ARGS)
+{
+	MsgqMaintenance m = {.by_hand = true};
+	LOCKTAG		tag;
+	int			guc_level;
+
+	msgq_begin_change("msgq.maintain()");
+	check_may_maintain();
+	msgq_worker_lock_tag(&tag, MSGQ_ROUND_LOCK);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+	guc_level = NewGUCNestLevel();
+	(void) set_config_option("lock_timeout", MSGQ_STEP_LOCK_TIMEOUT, PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	maintain(&m);
+	AtEOXact_GUC(false, guc_level);
+	PG_RETURN_JSONB_P(round_as_jsonb(&m.round));
+}
