@@ -24,6 +24,7 @@ OBJS = \
 	src/admin.o \
 	src/message.o \
 	src/send.o \
+	src/storage.o \
 	src/segment.o \
 	src/frontier.o \
 	src/receive.o \

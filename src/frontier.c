@@ -30,8 +30,8 @@
  *
  * 2. A dirty snapshot hides what our own transaction has claimed or removed.
  *    If that is rolled back, it is there again.  So segment.c enters every
- *    row that it is about to change (msgq_frontier_own), with the xid of the
- *    subtransaction, and whenever we move a frontier, our ranges below it
+ *    row that it is about to change (msgq_frontier_own), with an xid that
+ *    ends when and as the subtransaction does, and whenever we move a frontier, our ranges below it
  *    become exceptions under that xid.  That covers all ends which the
  *    transaction can take: for a rollback, also to a savepoint, they are
  *    ranges whose transaction has ended; at PREPARE they are a stranger's.
@@ -43,7 +43,7 @@
  *
  * 4. A sender has its id before its row is in the index.  The frontier of the
  *    ready walk never passes the horizon, up to which no id is on its way
- *    (msgq_append_horizon in segment.c).
+ *    (msgq_append_horizon in storage.c).
  *
  * 5. A visit collects what it finds in a MsgqVisit and changes nothing.  What
  *    it found takes effect at its end, in one short section under the lock:
@@ -621,45 +621,49 @@ msgq_frontier_wrote_due(MsgqFrontierRef ref, int64 key)
  * ---------------------------------------------------------------------------
  */
 
-static void
-make_room_for_own(void)
+/* Among the first n: the deepest levels come last. */
+static OwnRange *
+find_own(MsgqFrontierRef ref, int nest_level, int n)
 {
-	int			room = own_room ? 2 * own_room : 16;
+	while (--n >= 0)
+	{
+		if (own[n].ref.segment == ref.segment &&
+			own[n].ref.order == ref.order && own[n].nest_level == nest_level)
+			return &own[n];
+	}
+	return NULL;
+}
 
-	if (nown < own_room)
-		return;
-	if (own)
-		own = repalloc(own, sizeof(OwnRange) * room);
-	else
-		own = MemoryContextAlloc(TopMemoryContext, sizeof(OwnRange) * room);
-	own_room = room;
+static void
+widen_own(OwnRange *range, int64 low, int64 high)
+{
+	range->low = Min(range->low, low);
+	range->high = Max(range->high, high);
 }
 
 /*
  * The current subtransaction is about to claim or remove rows with keys of
  * this range.  Comes first, and may fail for want of memory; a range that was
  * entered in vain costs a visit at worst.
+ *
+ * A range of this level may be under the xid of a subtransaction that has
+ * committed into it: that xid ends when and as this one does.
  */
 void
 msgq_frontier_own(MsgqFrontierRef ref, int64 low, int64 high)
 {
-	FullTransactionId xid = GetCurrentFullTransactionId();
+	int			nest_level = GetCurrentTransactionNestLevel();
+	OwnRange   *range = find_own(ref, nest_level, nown);
 
-	for (int i = nown - 1; i >= 0; i--)
+	if (range)
 	{
-		if (own[i].ref.segment == ref.segment &&
-			own[i].ref.order == ref.order &&
-			FullTransactionIdEquals(own[i].xid, xid))
-		{
-			own[i].low = Min(own[i].low, low);
-			own[i].high = Max(own[i].high, high);
-			return;
-		}
+		widen_own(range, low, high);
+		return;
 	}
-	make_room_for_own();
+	own = msgq_make_room(own, nown, &own_room, sizeof(OwnRange));
 	own[nown].ref = ref;
-	own[nown].xid = xid;
-	own[nown].nest_level = GetCurrentTransactionNestLevel();
+	own[nown].xid = GetCurrentFullTransactionId();
+	own[nown].nest_level = nest_level;
 	own[nown].entered = false;
 	own[nown].low = low;
 	own[nown].high = high;
@@ -705,12 +709,31 @@ msgq_frontier_transaction_ended(bool committed)
 		forget_local_frontiers();
 }
 
-/* Committed into its parent: its ranges are the parent's, under their xid. */
+/*
+ * Committed into its parent: its ranges are the parent's, one for each
+ * frontier and level, however many subtransactions there were.  What was
+ * entered under its own xid stays, to be visited.
+ */
 void
 msgq_frontier_subtransaction_committed(int nest_level)
 {
+	int			n = 0;
+
 	for (int i = 0; i < nown; i++)
-		own[i].nest_level = Min(own[i].nest_level, nest_level - 1);
+	{
+		OwnRange   *parent = NULL;
+
+		if (own[i].nest_level >= nest_level)
+		{
+			own[i].nest_level = nest_level - 1;
+			parent = find_own(own[i].ref, nest_level - 1, n);
+		}
+		if (parent)
+			widen_own(parent, own[i].low, own[i].high);
+		else
+			own[n++] = own[i];
+	}
+	nown = n;
 }
 
 /*

@@ -141,7 +141,7 @@ check_segments(Report *report)
 	 * lock, or, where they have to wait for it, an old snapshot.
 	 */
 	put(report, "segments",
-		found && (msgq_reclaim != 0 || strstr(found, "locked")) ? "warning" : "ok",
+		found && (msgq_reclaim != MSGQ_RECLAIM_EAGER || strstr(found, "locked")) ? "warning" : "ok",
 		found ? psprintf("drained but not reclaimed yet: %s", found) :
 		"none waits to be reclaimed");
 }

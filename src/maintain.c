@@ -13,8 +13,8 @@
  * others.  By hand, each step is a subtransaction of the statement, and locks
  * are held until its end.
  *
- * One round is done at a time in a database: it holds MSGQ_ROUND_LOCK.  That and
- * the worker's own lock are advisory locks, of a kind that SQL cannot take,
+ * One round is done at a time in a database: it holds MSGQ_ROUND_LOCK.  That
+ * and the worker's own lock are advisory locks, of a kind that SQL cannot take,
  * since a process that ends releases those and no others.
  *
  * src/maintain.c
@@ -266,21 +266,10 @@ reclaim_step(MsgqMaintenance *m, int32 queue_id, int n)
 		return;
 	m->busy = true;
 	memory = m->memory ? remember(m, segment->table) : NULL;
-	if (memory && segment->moved && begun < memory->next)
+	if (memory && begun < memory->next)
 		return;
 	if (!msgq_ring_reclaim(ring, segment, &m->round) && memory)
 		set_next_look(memory, GetCurrentTimestamp() - begun, false);
-}
-
-static bool
-is_complete(const MsgqQueue *queue)
-{
-	for (int i = 0; i < queue->nsegments; i++)
-	{
-		if (!OidIsValid(queue->segments[i]))
-			return false;
-	}
-	return OidIsValid(queue->sequence) && OidIsValid(queue->handle);
 }
 
 /* The queue of this number; NULL if it has gone, or is locked. */
@@ -290,43 +279,55 @@ find_queue(int32 queue_id)
 	MsgqRing   *ring = msgq_ring_read(queue_id);
 	MsgqQueue  *queue = ring ? msgq_queue_find(ring->name) : NULL;
 
-	if (queue == NULL || !is_complete(queue) ||
+	if (queue == NULL || !msgq_queue_is_complete(queue) ||
 		!ConditionalLockRelationOid(queue->segments[0], AccessShareLock) ||
 		!msgq_queue_lock_for_reading(queue))
 		return NULL;
 	return queue;
 }
 
-static uint64
-activity_of(const MsgqSlot *slot)
+/*
+ * Its slot, NULL if it has none or is not to be had, with what is remembered
+ * of it, NULL by hand.
+ */
+static MsgqSlot *
+find_slot(MsgqMaintenance *m, int32 queue_id, MsgqQueue **queue,
+		  Memory **memory)
 {
-	uint64		sum = 0;
+	*queue = find_queue(queue_id);
+	*memory = *queue && m->memory ? remember(m, (*queue)->sequence) : NULL;
+	return *queue ? msgq_slot_get(*queue) : NULL;
+}
+
+static uint64
+activity_of(MsgqSlot *slot)
+{
+	uint64		sum = pg_atomic_read_u64(&slot->prepared);
 
 	for (int i = 0; i < MSGQ_NCOUNTERS; i++)
-		sum += pg_atomic_read_u64((pg_atomic_uint64 *) &slot->counters[i]);
-	return sum + pg_atomic_read_u64((pg_atomic_uint64 *) &slot->prepared);
+		sum += pg_atomic_read_u64(&slot->counters[i]);
+	return sum;
 }
 
 /* Is it time to scan the queue, and is there a reason to? */
 static bool
-wants_count(const MsgqSlot *slot, const Memory *memory, TimestampTz now)
+wants_count(MsgqSlot *slot, const Memory *memory, TimestampTz now)
 {
-	MsgqSlot   *counted = (MsgqSlot *) slot;
-	TimestampTz last = (TimestampTz) pg_atomic_read_u64(&counted->counted_at);
+	TimestampTz last = (TimestampTz) pg_atomic_read_u64(&slot->counted_at);
 
 	if (memory == NULL || last == 0)
 		return true;
 	return now >= memory->next_count && now >= last + COUNT_TIME &&
-		activity_of(slot) != pg_atomic_read_u64(&counted->counted_activity);
+		activity_of(slot) != pg_atomic_read_u64(&slot->counted_activity);
 }
 
 /* Counts and audits: each costs a scan of the queue. */
 static void
 count_step(MsgqMaintenance *m, int32 queue_id, int n)
 {
-	MsgqQueue  *queue = find_queue(queue_id);
-	MsgqSlot   *slot = queue ? msgq_slot_get(queue) : NULL;
-	Memory	   *memory = queue && m->memory ? remember(m, queue->sequence) : NULL;
+	MsgqQueue  *queue;
+	Memory	   *memory;
+	MsgqSlot   *slot = find_slot(m, queue_id, &queue, &memory);
 	TimestampTz begun = GetCurrentTimestamp();
 	MsgqSpi		before;
 
@@ -348,9 +349,9 @@ count_step(MsgqMaintenance *m, int32 queue_id, int n)
 static void
 save_step(MsgqMaintenance *m, int32 queue_id, int n)
 {
-	MsgqQueue  *queue = find_queue(queue_id);
-	MsgqSlot   *slot = queue ? msgq_slot_get(queue) : NULL;
-	Memory	   *memory = queue && m->memory ? remember(m, queue->sequence) : NULL;
+	MsgqQueue  *queue;
+	Memory	   *memory;
+	MsgqSlot   *slot = find_slot(m, queue_id, &queue, &memory);
 	TimestampTz now = GetCurrentTimestamp();
 
 	if (slot == NULL || (memory && !m->leaving && now < memory->next_save))
@@ -456,13 +457,16 @@ maintain_queue(MsgqMaintenance *m, const Work *work)
 	}
 }
 
-/* Does somebody wait until we are gone, to drop or to copy the database? */
+/*
+ * Is somebody about to drop the database, or to copy it, and waits until
+ * nobody is connected?  May be called outside of transactions.
+ */
 bool
-msgq_database_is_wanted(void)
+msgq_database_is_wanted(Oid database)
 {
 	LOCKTAG		tag;
 
-	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, MyDatabaseId, 0);
+	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, database, 0);
 	if (LockAcquire(&tag, RowExclusiveLock, true, true) == LOCKACQUIRE_NOT_AVAIL)
 		return true;
 	(void) LockRelease(&tag, RowExclusiveLock, true);
@@ -478,7 +482,7 @@ maintain(MsgqMaintenance *m)
 
 	for (int i = 0; i < n; i++)
 	{
-		if (!m->by_hand && msgq_database_is_wanted())
+		if (!m->by_hand && msgq_database_is_wanted(MyDatabaseId))
 			break;
 		if (work[i].n == 0)
 			maintain_queue(m, &work[i]);

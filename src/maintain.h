@@ -37,6 +37,6 @@ extern bool msgq_maintain_notify(MsgqMaintenance *m);
 extern void msgq_maintain_save(MsgqMaintenance *m);
 
 extern void msgq_worker_lock_tag(LOCKTAG *tag, int kind);
-extern bool msgq_database_is_wanted(void);
+extern bool msgq_database_is_wanted(Oid database);
 
 #endif							/* MSGQ_MAINTAIN_H */

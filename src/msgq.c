@@ -3,14 +3,13 @@
  *		Where the library is loaded: settings and transaction callbacks.
  *
  * Reading order.  A message is sent (send.c) into a segment table of its
- * queue (queue.c, segment.c); receive.c finds it with the help of frontier.c
- * and leases it (lease.c), and waits for it if need be (wakeup.c); settle.c
- * removes it or gives it back.  ring.c reclaims the segments, maintain.c does
- * that for all queues, worker.c in the background; health.c says what is
- * wrong, stats.c counts.
- * inspect.c only looks, admin.c makes and drops queues, argument.c and
- * message.c translate between SQL and C, owner.c is the one place that acts
- * with the rights of the storage's owner.
+ * queue (queue.c, storage.c, segment.c); receive.c finds it with the help of
+ * frontier.c and leases it (lease.c), and waits for it if need be (wakeup.c);
+ * settle.c removes it or gives it back.  ring.c reclaims the segments,
+ * maintain.c does that for all queues, worker.c in the background; health.c
+ * says what is wrong, stats.c counts.  inspect.c only looks, admin.c makes and
+ * drops queues, argument.c and message.c translate between SQL and C, owner.c
+ * is the one place that acts with the rights of the storage's owner.
  *
  * msgq keeps no state outside the tables that could be missed: what backends
  * share (shared.c) and what the current transaction remembers only ever saves
@@ -22,6 +21,7 @@
 
 #include "access/xact.h"
 #include "utils/guc.h"
+#include "utils/memutils.h"
 
 #include "frontier.h"
 #include "queue.h"
@@ -41,6 +41,24 @@ PG_MODULE_MAGIC;
 bool		msgq_async_leases = true;
 
 PGDLLEXPORT void _PG_init(void);
+
+/*
+ * An array of n elements of this size gets room for one more: for what a
+ * transaction remembers until its end, when nothing can be allocated.  Returns
+ * the array, NULL at first, in TopMemoryContext.
+ */
+void	   *
+msgq_make_room(void *array, int n, int *room, Size size)
+{
+	int			more = *room > 0 ? 2 * *room : 8;
+
+	if (n < *room)
+		return array;
+	array = array ? repalloc(array, size * more) :
+		MemoryContextAlloc(TopMemoryContext, size * more);
+	*room = more;
+	return array;
+}
 
 /*
  * The end of a transaction, in every form that it can take.

@@ -27,8 +27,9 @@
 /* A larger message could be stored but not always be dumped again. */
 #define MSGQ_MAX_MESSAGE_BYTES	(200 * 1024 * 1024)
 
-/* msgq.c: settings */
+/* msgq.c: settings, and arrays that grow */
 extern bool msgq_async_leases;
+extern void *msgq_make_room(void *array, int n, int *room, Size size);
 
 /* lease.c: how a transaction that only leases is committed */
 extern void msgq_lease_begin(void);

@@ -14,7 +14,7 @@
  *	1. looks it up, after accepting pending invalidations,
  *	2. locks its tables, which accepts those that came meanwhile, and
  *	3. starts again if the generation has changed or a table has gone
- *	   (msgq_storage_open in segment.c does this).
+ *	   (msgq_storage_open in storage.c does this).
  *
  * After that it knows that the queue is as the entry says, and its locks keep
  * it so: whoever drops a queue or turns its ring needs a lock that conflicts.
@@ -445,8 +445,8 @@ msgq_right_name(AclMode right)
 }
 
 /* Were all of the queue's relations there when it was looked up? */
-static bool
-is_complete(const MsgqQueue *queue)
+bool
+msgq_queue_is_complete(const MsgqQueue *queue)
 {
 	for (int i = 0; i < queue->nsegments; i++)
 	{
@@ -474,30 +474,28 @@ MsgqQueue  *
 msgq_queue_get(const char *name, AclMode right)
 {
 	MsgqQueue  *queue;
-	bool		is_missing;
 	bool		may;
+	bool		is_missing;
 
 	do
 	{
 		queue = msgq_queue_find(name);
-		may = queue && is_complete(queue) &&
-			has_right(queue, right, &is_missing);
-		if (may || queue == NULL || !is_complete(queue) || !is_missing)
-			break;
-		msgq_queue_forget_all();
-	} while (true);
+		if (queue == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_OBJECT),
+					 errmsg("queue \"%s\" does not exist", name)));
+		if (!msgq_queue_is_complete(queue))
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("the storage of queue \"%s\" is incomplete", name),
+					 errdetail("Its relations are named msgq.q%d and msgq.q%d_*.",
+							   queue->id, queue->id),
+					 errhint("Restore them from a dump, or drop the queue.")));
+		may = has_right(queue, right, &is_missing);
+		if (is_missing)
+			msgq_queue_forget_all();
+	} while (is_missing);
 
-	if (queue == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("queue \"%s\" does not exist", name)));
-	if (!is_complete(queue))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the storage of queue \"%s\" is incomplete", name),
-				 errdetail("Its relations are named msgq.q%d and msgq.q%d_*.",
-						   queue->id, queue->id),
-				 errhint("Restore them from a dump, or drop the queue.")));
 	if (!may)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
@@ -552,7 +550,7 @@ msgq_queue_list(AclMode right, int *n)
 		MsgqQueue  *queue = lfirst(cell);
 		bool		is_missing;
 
-		if (is_complete(queue) && has_right(queue, right, &is_missing))
+		if (msgq_queue_is_complete(queue) && has_right(queue, right, &is_missing))
 			list[(*n)++] = queue;
 	}
 	return list;

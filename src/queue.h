@@ -85,6 +85,7 @@ extern uint64 msgq_queue_generation(void);
 extern void msgq_queue_forget_all(void);
 extern void msgq_queue_changed(void);
 extern MsgqQueue *msgq_queue_find(const char *name);
+extern bool msgq_queue_is_complete(const MsgqQueue *queue);
 extern MsgqQueue *msgq_queue_get(const char *name, AclMode right);
 extern bool msgq_queue_lock_for_reading(const MsgqQueue *queue);
 extern MsgqQueue **msgq_queue_list(AclMode right, int *n);

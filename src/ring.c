@@ -97,15 +97,9 @@
 /* Messages that are moved in one step. */
 #define MOVE_ROWS			1000
 
-typedef enum Reclaim
-{
-	RECLAIM_EAGER,
-	RECLAIM_SNAPSHOT_SAFE
-} Reclaim;
-
 static const struct config_enum_entry reclaim_options[] = {
-	{"eager", RECLAIM_EAGER, false},
-	{"snapshot_safe", RECLAIM_SNAPSHOT_SAFE, false},
+	{"eager", MSGQ_RECLAIM_EAGER, false},
+	{"snapshot_safe", MSGQ_RECLAIM_SNAPSHOT_SAFE, false},
 	{NULL, 0, false}
 };
 
@@ -113,7 +107,7 @@ static const struct config_enum_entry reclaim_options[] = {
 int			msgq_segment_size = 64 * 1024;
 
 /* Which side to err on when an old snapshot exists. */
-int			msgq_reclaim = RECLAIM_EAGER;
+int			msgq_reclaim = MSGQ_RECLAIM_EAGER;
 
 /* Once per backend, from _PG_init. */
 void
@@ -135,7 +129,7 @@ msgq_ring_init(void)
 							 "Whether consumed messages that an old snapshot could still see keep their space.",
 							 NULL,
 							 &msgq_reclaim,
-							 RECLAIM_EAGER,
+							 MSGQ_RECLAIM_EAGER,
 							 reclaim_options,
 							 PGC_SIGHUP,
 							 0,
@@ -382,9 +376,9 @@ count_rest(const MsgqRing *ring, const MsgqRingSegment *segment, Rest *rest)
  * until the next time.
  */
 static int64
-move_rest(const MsgqRing *ring, const MsgqRingSegment *segment)
+move_rest(const MsgqRing *ring, const MsgqRingSegment *segment,
+		  const MsgqRingSegment *active)
 {
-	const MsgqRingSegment *active = find_state(ring, 'a');
 	Oid			type = TIMESTAMPTZOID;
 	Datum		soon = TimestampTzGetDatum(msgq_now() + SOON * USECS_PER_SEC);
 	int64		moved;
@@ -430,14 +424,14 @@ msgq_ring_drain(const MsgqRing *ring, const MsgqRingSegment *segment,
 	*parked = rest.bytes * 2 >= rest.size;
 	if (rest.soon > 0 || (rest.rows > 0 && *parked))
 		return false;
-	if (!lock_queues() || !still_is(ring, segment))
+	if (!lock_queues() || !still_is(ring, segment) || !still_is(ring, active))
 	{
 		round->waiting++;
 		return false;
 	}
 	if (rest.rows > 0)
 	{
-		moved = move_rest(ring, segment);
+		moved = move_rest(ring, segment, active);
 		round->moved += moved;
 		msgq_point(MSGQ_POINT_RING_MOVED);
 		return moved > 0;
@@ -496,7 +490,7 @@ has_row_now(Relation table)
 static bool
 is_snapshot_safe(const MsgqRingSegment *segment)
 {
-	return segment->moved || msgq_reclaim == RECLAIM_SNAPSHOT_SAFE;
+	return segment->moved || msgq_reclaim == MSGQ_RECLAIM_SNAPSHOT_SAFE;
 }
 
 /* They are of rows that are gone; should we abort, they are found anew. */

@@ -41,6 +41,13 @@ typedef struct MsgqRing
 	MsgqRingSegment *segments;	/* in the order of their turns */
 } MsgqRing;
 
+/* The setting msgq.reclaim. */
+typedef enum MsgqReclaim
+{
+	MSGQ_RECLAIM_EAGER,
+	MSGQ_RECLAIM_SNAPSHOT_SAFE
+} MsgqReclaim;
+
 extern int	msgq_segment_size;
 extern int	msgq_reclaim;
 

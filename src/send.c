@@ -8,7 +8,8 @@
  *
  * All functions of this file fill an Outgoing and hand it to store(), which
  * tells the receivers that it is about to append (the append horizon, in
- * segment.c), takes the ids, and inserts in chunks.  All arguments are checked before the first id is taken.
+ * storage.c), takes the ids, and inserts in chunks.  All arguments are checked
+ * before the first id is taken.
  *
  * src/send.c
  */

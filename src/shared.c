@@ -12,7 +12,7 @@
  *	- the main shared memory, if the library was preloaded,
  *	- a segment of the registry for dynamic shared memory, from 17 on,
  *	- none, before 17 without preloading: then frontiers lie in the backends,
- *	  senders take a lock (segment.c), waiting is polling, and counters are
+ *	  senders take a lock (storage.c), waiting is polling, and counters are
  *	  not kept.
  *
  * Backends that disagree about the home would lose messages: one would
@@ -335,13 +335,7 @@ msgq_shared_preloaded(void)
 	return preloaded;
 }
 
-/* Process numbers are below this. */
-int
-msgq_shared_nprocs(void)
-{
-	return shared->nprocesses;
-}
-
+/* Of the bits of a slot's waiters. */
 int
 msgq_waiter_words(void)
 {
@@ -399,8 +393,8 @@ assign_slot(const MsgqQueueKey *key, int64 highest_id)
 }
 
 /*
- * Does the queue of this slot still exist?  Nobody asks about a queue of
- * another database than ours that is there.
+ * Has the queue of this slot gone?  Those of another database are taken to be
+ * there as long as it is.
  */
 static bool
 is_gone(const MsgqQueueKey *key)

@@ -109,7 +109,6 @@ extern void msgq_slot_forget_segment(MsgqSlot *slot, Oid segment);
 extern MsgqFrontierRef msgq_slot_frontier(MsgqSlot *slot, const MsgqQueue *queue,
 										  Oid segment, MsgqOrder order);
 
-extern int	msgq_shared_nprocs(void);
 extern int	msgq_waiter_words(void);
 
 /* Ids that are about to be taken: one entry for each process. */

@@ -35,7 +35,6 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
-#include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/timestamp.h"
 
@@ -67,27 +66,28 @@ static Pending *pending = NULL;
 static int	npending = 0;
 static int	pending_room = 0;
 
+/* Among the first n: the deepest levels come last. */
+static Pending *
+find_pending(MsgqSlot *slot, int nest_level, int n)
+{
+	while (--n >= 0)
+	{
+		if (pending[n].slot == slot && pending[n].nest_level == nest_level)
+			return &pending[n];
+	}
+	return NULL;
+}
+
 static Pending *
 pending_of(MsgqSlot *slot)
 {
 	int			nest_level = GetCurrentTransactionNestLevel();
+	Pending    *found = find_pending(slot, nest_level, npending);
 
-	for (int i = npending - 1; i >= 0; i--)
-	{
-		if (pending[i].slot == slot && pending[i].nest_level == nest_level)
-			return &pending[i];
-	}
-	if (npending == pending_room)
-	{
-		int			room = pending_room ? 2 * pending_room : 8;
-
-		if (pending)
-			pending = repalloc(pending, sizeof(Pending) * room);
-		else
-			pending = MemoryContextAlloc(TopMemoryContext,
-										 sizeof(Pending) * room);
-		pending_room = room;
-	}
+	if (found)
+		return found;
+	pending = msgq_make_room(pending, npending, &pending_room,
+							 sizeof(Pending));
 	memset(&pending[npending], 0, sizeof(Pending));
 	pending[npending].slot = slot;
 	pending[npending].nest_level = nest_level;
@@ -100,6 +100,13 @@ msgq_count(MsgqSlot *slot, MsgqCounter counter, int64 n)
 {
 	if (slot && n != 0)
 		pending_of(slot)->counts[counter] += n;
+}
+
+static void
+add_counts(int64 *sum, const int64 *counts)
+{
+	for (int i = 0; i < MSGQ_NCOUNTERS; i++)
+		sum[i] += counts[i];
 }
 
 /* What it means for the number of messages. */
@@ -141,11 +148,30 @@ msgq_stats_transaction_prepared(void)
 	npending = 0;
 }
 
+/*
+ * What it has done is its parent's: there is one entry for each slot and
+ * level, however many subtransactions there were.
+ */
 void
 msgq_stats_subtransaction_committed(int nest_level)
 {
+	int			n = 0;
+
 	for (int i = 0; i < npending; i++)
-		pending[i].nest_level = Min(pending[i].nest_level, nest_level - 1);
+	{
+		Pending    *parent = NULL;
+
+		if (pending[i].nest_level >= nest_level)
+		{
+			pending[i].nest_level = nest_level - 1;
+			parent = find_pending(pending[i].slot, nest_level - 1, n);
+		}
+		if (parent == NULL)
+			pending[n++] = pending[i];
+		else
+			add_counts(parent->counts, pending[i].counts);
+	}
+	npending = n;
 }
 
 void
@@ -377,6 +403,13 @@ count_future(MsgqSegment *segment, TimestampTz now, Depth *depth)
 	return complete;
 }
 
+/* Messages in the queue, as the slot has them. */
+static int64
+live_messages(MsgqSlot *slot)
+{
+	return Max(0, (int64) pg_atomic_read_u64(&slot->live));
+}
+
 /*
  * Reckons: walks a bit from the frontiers on, and where that does not show
  * all, goes by the slot's numbers.  False if it has none.
@@ -407,23 +440,17 @@ reckon_depth(const MsgqQueue *queue, TimestampTz now, Depth *depth)
 	}
 	if (!future_is_complete)
 	{
-		int64		live = Max(0, msgq_stats_live(slot));
+		int64		live = live_messages(slot);
 
 		depth->in_flight = Min(live, (int64) pg_atomic_read_u64(&slot->counted_in_flight));
 		depth->delayed = Min(live - depth->in_flight,
 							 (int64) pg_atomic_read_u64(&slot->counted_delayed));
 	}
 	if (!ready_is_complete)
-		depth->ready = Max(depth->ready, msgq_stats_live(slot) -
+		depth->ready = Max(depth->ready, live_messages(slot) -
 						   depth->delayed - depth->in_flight);
 	msgq_storage_let_go(storage);
 	return true;
-}
-
-int64
-msgq_stats_live(const MsgqSlot *slot)
-{
-	return (int64) pg_atomic_read_u64((pg_atomic_uint64 *) &slot->live);
 }
 
 /*

@@ -16,7 +16,7 @@
 typedef enum MsgqTestPoint
 {
 	MSGQ_POINT_NONE,
-	MSGQ_POINT_SEND_CHOSEN,		/* send: segment chosen, not yet locked */
+	MSGQ_POINT_SEND_CHOSEN,		/* any: segments chosen, not locked */
 	MSGQ_POINT_SEND_LOCKED,		/* send: locked, no id taken */
 	MSGQ_POINT_SEND_NUMBERED,	/* send: ids taken, no row stored */
 	MSGQ_POINT_SEND_STORED,		/* send: rows and index entries are in */

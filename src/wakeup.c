@@ -50,7 +50,6 @@
 #include "storage/latch.h"
 #include "storage/proc.h"
 #include "utils/guc.h"
-#include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "testing.h"
@@ -145,20 +144,6 @@ wake(MsgqSlot *slot, int messages)
 }
 
 static void
-make_room_for_mark(void)
-{
-	int			room = marks_room ? 2 * marks_room : 8;
-
-	if (nmarks < marks_room)
-		return;
-	if (marks)
-		marks = repalloc(marks, sizeof(Mark) * room);
-	else
-		marks = MemoryContextAlloc(TopMemoryContext, sizeof(Mark) * room);
-	marks_room = room;
-}
-
-static void
 mark(MsgqSlot *slot, int at_commit, int at_abort)
 {
 	int			i;
@@ -169,7 +154,7 @@ mark(MsgqSlot *slot, int at_commit, int at_abort)
 		;
 	if (i == nmarks)
 	{
-		make_room_for_mark();
+		marks = msgq_make_room(marks, nmarks, &marks_room, sizeof(Mark));
 		marks[i].slot = slot;
 		marks[i].at_commit = marks[i].at_abort = 0;
 		nmarks++;
@@ -256,17 +241,8 @@ msgq_wait_register(MsgqSlot *slot)
 		if (waiting[i].slot == slot)
 			return false;
 	}
-	if (nwaiting == waiting_room)
-	{
-		int			room = waiting_room ? 2 * waiting_room : 8;
-
-		if (waiting)
-			waiting = repalloc(waiting, sizeof(Waiting) * room);
-		else
-			waiting = MemoryContextAlloc(TopMemoryContext,
-										 sizeof(Waiting) * room);
-		waiting_room = room;
-	}
+	waiting = msgq_make_room(waiting, nwaiting, &waiting_room,
+							 sizeof(Waiting));
 	waiting[nwaiting].slot = slot;
 	waiting[nwaiting].owes_look = false;
 	nwaiting++;
@@ -384,8 +360,8 @@ msgq_wait_sleep(TimestampTz until)
 
 /*
  * We do not wait any more.  A wake-up after which we have not looked is passed
- * on, and so is what we know of due times.  May be called at the end of a transaction, and when nothing is waited
- * for.
+ * on, and so is what we know of due times.  May be called at the end of a
+ * transaction, and when nothing is waited for.
  */
 void
 msgq_wait_end(void)

@@ -307,19 +307,6 @@ list_databases(void)
 	return databases;
 }
 
-/* Is somebody about to drop the database, or to copy it? */
-static bool
-is_locked(Oid database)
-{
-	LOCKTAG		tag;
-
-	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, database, 0);
-	if (LockAcquire(&tag, RowExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
-		return true;
-	(void) LockRelease(&tag, RowExclusiveLock, false);
-	return false;
-}
-
 /*
  * Starts a worker, unless the database has gone or may be about to.  False if
  * there is no room for one.
@@ -335,7 +322,7 @@ start_if_there(Oid database, MsgqDatabase *entry)
 		if (entry)
 			msgq_database_free(entry);
 	}
-	else if (!is_locked(database))
+	else if (!msgq_database_is_wanted(database))
 		done = start_worker(database);
 	CommitTransactionCommand();
 	return done;
@@ -398,7 +385,10 @@ wanted_database(Node *command)
 	}
 }
 
-/* Tells the worker of such a database to end. */
+/*
+ * Tells the worker of such a database to end.  Should the command fail, for
+ * want of rights perhaps, it is started again.
+ */
 static void
 utility_hook(PlannedStmt *statement, const char *query, bool read_only_tree,
 			 ProcessUtilityContext context, ParamListInfo params,
@@ -531,7 +521,7 @@ sleep_until(TimestampTz until)
 	{
 		TimestampTz now = GetCurrentTimestamp();
 
-		if (!msgq_worker_enabled || msgq_database_is_wanted())
+		if (!msgq_worker_enabled || msgq_database_is_wanted(MyDatabaseId))
 			return false;
 		if (now >= until)
 			return true;
@@ -606,7 +596,8 @@ work(MsgqMaintenance *m)
 		/* Dropped, or made anew. */
 		if (extension_table() != table)
 			return;
-		if (next_notification <= now && now - last_busy > IDLE_TIME + msgq_worker_interval * INT64CONST(1000))
+		if (next_notification <= now &&
+			now - last_busy > IDLE_TIME + msgq_worker_interval * INT64CONST(1000))
 		{
 			msgq_maintain_save(m);
 			return;

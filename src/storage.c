@@ -1,0 +1,441 @@
+/*
+ * storage.c
+ *		Opens the tables of a queue, and knows how far they are complete.
+ *
+ * Whoever works on messages opens the segments that he needs, in the order of
+ * MsgqQueue, with RowExclusiveLock to the end of the transaction, and looks
+ * the queue up again if it has changed meanwhile (queue.c).  A table to which
+ * somebody has added what direct access would not honour is refused.
+ *
+ * The append horizon is the id up to which all are in the index, or never
+ * will be.  With shared memory, senders publish what they are about to append
+ * (shared.c).  Without it, a sender holds the append lock of its queue in
+ * shared mode from before it takes its first id until the index entries of
+ * its last message are in.  A receiver that gets it in exclusive mode, even
+ * for an instant, knows that all ids up to the sequence's value are in.  It
+ * never waits for the lock: without a new horizon its frontier stays.
+ * Senders wait for receivers for that instant only.  The lock is a
+ * heavyweight one, so an error releases it.
+ *
+ * src/storage.c
+ */
+#include "msgq.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/relation.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/pg_am.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_index.h"
+#include "commands/sequence.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "storage/bufmgr.h"
+#include "storage/lmgr.h"
+#include "storage/lock.h"
+#include "utils/inval.h"
+#include "utils/rel.h"
+
+#include "message.h"
+#include "owner.h"
+#include "segment.h"
+#include "testing.h"
+#include "worker.h"
+
+/* ---------------------------------------------------------------------------
+ * Opening and closing
+ * ---------------------------------------------------------------------------
+ */
+
+/* What a user has added to the table that we would not honour, or NULL. */
+static const char *
+foreign_feature(Relation table)
+{
+	TupleDesc	descriptor = RelationGetDescr(table);
+
+	if (table->trigdesc)
+		return "a trigger";
+	if (table->rd_rules)
+		return "a rule";
+	if (table->rd_rel->relrowsecurity)
+		return "row security";
+	if (descriptor->natts != Natts_segment)
+		return "additional columns";
+	if (descriptor->constr && descriptor->constr->num_check > 0)
+		return "a check constraint";
+	for (AttrNumber n = 1; n <= Natts_segment; n++)
+	{
+		Form_pg_attribute column = TupleDescAttr(descriptor, n - 1);
+		bool		nullable = n == Anum_segment_visible_at ||
+		n == Anum_segment_leased_at || n >= Anum_segment_expires_at;
+
+		if (column->attisdropped || column->attgenerated)
+			return "other columns";
+		if (column->attnotnull && nullable)
+			return "a not-null constraint";
+	}
+	return NULL;
+}
+
+static void
+refuse_foreign_features(Relation table)
+{
+	const char *feature = foreign_feature(table);
+
+	if (feature)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"%s\" cannot hold messages",
+						RelationGetRelationName(table)),
+				 errdetail("It has %s, which msgq would not honour.", feature),
+				 errhint("Remove it from the table.")));
+}
+
+/* Does this index hold the due times, rising, of all rows that have one? */
+static bool
+is_due_index(Relation index, IndexInfo *info)
+{
+	NullTest   *test;
+
+	if (index->rd_rel->relam != BTREE_AM_OID || !info->ii_ReadyForInserts ||
+		!index->rd_index->indisvalid ||
+		info->ii_NumIndexKeyAttrs != 1 ||
+		info->ii_IndexAttrNumbers[0] != Anum_segment_visible_at ||
+		index->rd_indoption[0] != 0)
+		return false;
+	if (info->ii_Predicate == NIL)
+		return true;
+	if (list_length(info->ii_Predicate) != 1 ||
+		!IsA(linitial(info->ii_Predicate), NullTest))
+		return false;
+	test = linitial_node(NullTest, info->ii_Predicate);
+	return test->nulltesttype == IS_NOT_NULL && IsA(test->arg, Var) &&
+		((Var *) test->arg)->varattno == Anum_segment_visible_at;
+}
+
+/* Is it the primary key that a segment is made with? */
+static bool
+is_id_index(Relation index, IndexInfo *info)
+{
+	return index->rd_index->indisprimary && info->ii_NumIndexKeyAttrs == 1 &&
+		info->ii_IndexAttrNumbers[0] == Anum_segment_id;
+}
+
+/*
+ * Are there just the two indexes that a segment is made with, and did nobody
+ * replace them by others that serve as well?
+ */
+static bool
+has_own_indexes_only(MsgqSegment *segment)
+{
+	return segment->result->ri_NumIndices == 2 &&
+		segment->by_id_info->ii_NumIndexAttrs == 1 &&
+		segment->by_due_time_info->ii_NumIndexAttrs == 1 &&
+		segment->by_due_time_info->ii_Predicate != NIL &&
+		!segment->by_due_time_info->ii_Unique;
+}
+
+/* Sets by_id and by_due_time among the indexes that are open. */
+static void
+find_indexes(MsgqSegment *segment)
+{
+	ResultRelInfo *result = segment->result;
+
+	for (int i = 0; i < result->ri_NumIndices; i++)
+	{
+		Relation	index = result->ri_IndexRelationDescs[i];
+		IndexInfo  *info = result->ri_IndexRelationInfo[i];
+
+		if (is_id_index(index, info))
+		{
+			segment->by_id = index;
+			segment->by_id_info = info;
+		}
+		else if (is_due_index(index, info))
+		{
+			segment->by_due_time = index;
+			segment->by_due_time_info = info;
+		}
+	}
+	if (segment->by_id == NULL || segment->by_due_time == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"%s\" cannot hold messages",
+						RelationGetRelationName(segment->table)),
+				 errdetail("It lacks its primary key or the index on visible_at."),
+				 errhint("Restore the index, as the other segments have it.")));
+	segment->has_own_indexes_only = has_own_indexes_only(segment);
+}
+
+/* A table that is locked, with its indexes and slots. */
+static MsgqSegment *
+open_segment(Relation table, const MsgqStorage *storage)
+{
+	MsgqSegment *segment = palloc0(sizeof(MsgqSegment));
+
+	refuse_foreign_features(table);
+	segment->table = table;
+	segment->estate = CreateExecutorState();
+	segment->result = makeNode(ResultRelInfo);
+	InitResultRelInfo(segment->result, table, 0, NULL, 0);
+	ExecOpenIndices(segment->result, false);
+	find_indexes(segment);
+	CheckCmdReplicaIdentity(table, CMD_UPDATE);
+	segment->row = table_slot_create(table, NULL);
+	segment->new_row = table_slot_create(table, NULL);
+	segment->ready = msgq_slot_frontier(storage->slot, storage->queue,
+										RelationGetRelid(table), MSGQ_READY);
+	segment->due = msgq_slot_frontier(storage->slot, storage->queue,
+									  RelationGetRelid(table), MSGQ_DUE);
+	return segment;
+}
+
+/* Has it two indexes, and none that calls a function? */
+static bool
+has_plain_indexes(Relation table)
+{
+	List	   *indexes = RelationGetIndexList(table);
+	bool		are_plain = list_length(indexes) == 2;
+	ListCell   *cell;
+
+	foreach(cell, indexes)
+	{
+		Relation	index = index_open(lfirst_oid(cell), AccessShareLock);
+
+		are_plain &= heap_attisnull(index->rd_indextuple,
+									Anum_pg_index_indexprs, NULL);
+		index_close(index, AccessShareLock);
+	}
+	list_free(indexes);
+	return are_plain;
+}
+
+/*
+ * Is the table as it was made, so that SQL on it runs nobody's code?  The
+ * caller holds a lock.
+ */
+bool
+msgq_segment_is_plain(Oid table_oid)
+{
+	Relation	table = try_table_open(table_oid, AccessShareLock);
+	bool		is_plain;
+
+	if (table == NULL)
+		return false;
+	is_plain = foreign_feature(table) == NULL && has_plain_indexes(table);
+	table_close(table, AccessShareLock);
+	return is_plain;
+}
+
+/*
+ * Locks the tables in which a queue keeps its messages, or only that which
+ * takes new ones.  False, with none of them open, if the queue has changed
+ * since it was looked up, or its tables have.
+ */
+static bool
+lock_tables(const MsgqQueue *queue, MsgqWhich which, uint64 generation,
+			Relation *tables, int *n)
+{
+	int			first = which == MSGQ_ACTIVE ? queue->nsegments - 1 :
+	which == MSGQ_IN_USE ? queue->ndrained : 0;
+
+	*n = 0;
+	for (int i = first; i < queue->nsegments; i++)
+	{
+		Relation	table = try_table_open(queue->segments[i], RowExclusiveLock);
+
+		if (table)
+			tables[(*n)++] = table;
+		else
+			msgq_queue_forget_all();
+		if (msgq_queue_generation() == generation)
+			continue;
+		while (*n > 0)
+			table_close(tables[--(*n)], RowExclusiveLock);
+		return false;
+	}
+	return true;
+}
+
+/*
+ * Opens a queue for writing, after checking that the current user has the
+ * right on it.  The locks stay until the end of the transaction.  command is
+ * the caller's name, for messages, or NULL if it will only look.
+ *
+ * Raises 42704, 42501 and 55000 as msgq_queue_get does, 25006 where nothing
+ * can be written, 55000 for tables with features that msgq would not honour.
+ */
+MsgqStorage *
+msgq_storage_open(const char *command, const char *name, AclMode right,
+				  MsgqWhich which)
+{
+	MsgqStorage *storage = palloc0(sizeof(MsgqStorage));
+	Relation   *tables;
+	int			n;
+
+	storage->right = right;
+	storage->which = which;
+	if (command)
+		msgq_begin_change(command);
+	do
+	{
+		storage->generation = msgq_queue_generation();
+		storage->queue = msgq_queue_get(name, right);
+		msgq_point(MSGQ_POINT_SEND_CHOSEN);
+		tables = palloc(sizeof(Relation) * storage->queue->nsegments);
+	} while (!lock_tables(storage->queue, which, storage->generation,
+						  tables, &n));
+
+	storage->slot = msgq_slot_get(storage->queue);
+	if (command)
+		msgq_worker_want();
+	storage->segments = palloc(sizeof(MsgqSegment *) * n);
+	for (int i = 0; i < n; i++)
+		storage->segments[i] = open_segment(tables[i], storage);
+	storage->nsegments = n;
+	return storage;
+}
+
+/* Closes the tables, and gives back locks of this mode. */
+static void
+close_tables(MsgqStorage *storage, LOCKMODE mode)
+{
+	for (int i = 0; i < storage->nsegments; i++)
+	{
+		MsgqSegment *segment = storage->segments[i];
+
+		ExecDropSingleTupleTableSlot(segment->row);
+		ExecDropSingleTupleTableSlot(segment->new_row);
+		ExecCloseIndices(segment->result);
+		FreeExecutorState(segment->estate);
+		table_close(segment->table, mode);
+	}
+}
+
+/* Closes it and makes what was done visible to the next command. */
+void
+msgq_storage_close(MsgqStorage *storage)
+{
+	close_tables(storage, NoLock);
+	CommandCounterIncrement();
+}
+
+/*
+ * May a message of the queue be in a segment that is not open?  A segment
+ * that is open cannot be moved to another one, but a ring can turn meanwhile,
+ * and what was not open be moved to its new active segment.
+ */
+bool
+msgq_storage_is_partial(const MsgqStorage *storage)
+{
+	AcceptInvalidationMessages();
+	return (storage->which != MSGQ_ALL && storage->queue->ndrained > 0) ||
+		storage->generation != msgq_queue_generation();
+}
+
+/*
+ * Closes it where nothing was changed, and gives back its locks, so that
+ * nobody has to wait for one who only waits.
+ */
+void
+msgq_storage_let_go(MsgqStorage *storage)
+{
+	close_tables(storage, RowExclusiveLock);
+}
+
+/* ---------------------------------------------------------------------------
+ * The append horizon
+ * ---------------------------------------------------------------------------
+ */
+
+/* Object 1 of the sequence's class: locks nothing that SQL locks. */
+static void
+append_lock_tag(LOCKTAG *tag, const MsgqQueue *queue)
+{
+	SET_LOCKTAG_OBJECT(*tag, MyDatabaseId, RelationRelationId,
+					   queue->sequence, 1);
+}
+
+/* Before the first id of a call is taken. */
+void
+msgq_append_begin(MsgqStorage *storage)
+{
+	LOCKTAG		tag;
+
+	if (msgq_shared_available())
+	{
+		storage->append = msgq_append_publish(storage->queue, storage->slot);
+		return;
+	}
+	append_lock_tag(&tag, storage->queue);
+	(void) LockAcquire(&tag, ShareLock, false, false);
+}
+
+/* After the index entries of its last message are in; ids up to this one. */
+void
+msgq_append_end(MsgqStorage *storage, int64 last)
+{
+	LOCKTAG		tag;
+
+	if (msgq_shared_available())
+	{
+		msgq_append_withdraw(storage->append);
+		if (storage->slot)
+			msgq_raise(&storage->slot->highest_id, last);
+		return;
+	}
+	append_lock_tag(&tag, storage->queue);
+	(void) LockRelease(&tag, ShareLock, false);
+}
+
+/* The highest id that was taken, by a look at the sequence. */
+int64
+msgq_last_id(const MsgqQueue *queue)
+{
+	Relation	sequence = relation_open(queue->sequence, AccessShareLock);
+	Buffer		buffer = ReadBuffer(sequence, 0);
+	Page		page;
+	HeapTupleData tuple;
+	Form_pg_sequence_data data;
+	int64		last;
+
+	LockBuffer(buffer, BUFFER_LOCK_SHARE);
+	page = BufferGetPage(buffer);
+	tuple.t_data = (HeapTupleHeader)
+		PageGetItem(page, PageGetItemId(page, FirstOffsetNumber));
+	data = (Form_pg_sequence_data) GETSTRUCT(&tuple);
+	last = data->is_called ? data->last_value : data->last_value - 1;
+	UnlockReleaseBuffer(buffer);
+	/* A waiter must not keep it: whoever drops the queue would wait for him. */
+	relation_close(sequence, AccessShareLock);
+	return last;
+}
+
+/*
+ * The horizon of this instant; PG_INT64_MIN if it cannot be told now.  A
+ * horizon holds for ever.
+ */
+int64
+msgq_append_horizon(const MsgqStorage *storage)
+{
+	LOCKTAG		tag;
+	int64		horizon;
+
+	if (msgq_shared_available())
+	{
+		horizon = storage->slot ?
+			(int64) pg_atomic_read_u64(&storage->slot->highest_id) :
+			msgq_last_id(storage->queue);
+		horizon = msgq_append_lowest(storage->queue, horizon);
+		return horizon == PG_INT64_MIN ? horizon : horizon - 1;
+	}
+	append_lock_tag(&tag, storage->queue);
+	if (LockAcquire(&tag, ExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
+		return PG_INT64_MIN;
+	horizon = msgq_last_id(storage->queue);
+	(void) LockRelease(&tag, ExclusiveLock, false);
+	return horizon;
+}
