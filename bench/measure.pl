@@ -514,20 +514,28 @@ sub clients
 	{
 		for my $count ($round % 2 ? @counts : reverse @counts)
 		{
-			push @{ $rates{$count} }, round_of('clients', 'msgq', { %how, clients => $count });
-			progress(sprintf('%-12s round %d  %-24s %10s messages/s',
-					'clients', $round, "$count clients", thousands($rates{$count}[-1])));
+			for my $side ($round % 2 ? qw(msgq plain) : qw(plain msgq))
+			{
+				my $rate = round_of('clients', $side, { %how, clients => $count });
+				push @{ $rates{$side}{$count} }, $rate;
+				progress(sprintf('%-12s round %d  %-24s %10s messages/s',
+						'clients', $round, "$side, $count clients", thousands($rate)));
+			}
 		}
 	}
 	for my $count (grep { $_ != $fewest } @counts)
 	{
-		my %row = (
-			case     => "clients, $count clients",
-			baseline => "msgq, $fewest clients",
-			base     => spread(\&thousands, @{ $rates{$fewest} }),
-		);
-		add_ratio(\%row, 'clients_many', $rates{$count}, $rates{$fewest}, $count == $most);
-		push @rows, \%row;
+		for my $side (qw(msgq plain))
+		{
+			my %row = (
+				case     => $side eq 'msgq' ? "clients, $count clients" : '',
+				baseline => "$side, $fewest clients",
+				base     => spread(\&thousands, @{ $rates{$side}{$fewest} }),
+			);
+			add_ratio(\%row, 'clients_many', $rates{$side}{$count}, $rates{$side}{$fewest},
+				$count == $most && $side eq 'msgq');
+			push @rows, \%row;
+		}
 	}
 	compare('clients', { %how, baselines => ['plain'], clients => 32, rounds => $size{rounds} });
 	return;

@@ -46,9 +46,11 @@ is_root() {
 # Packages
 # ---------------------------------------------------------------------------
 
-# Can this pg_config's PostgreSQL both run and build extensions?
+# Can this pg_config's PostgreSQL both run and build extensions?  Debian's
+# client package brings pgxs.mk, but neither headers nor server.
 pg_config_fits() {
 	have "$1" && [ -f "$("$1" --pgxs 2>/dev/null)" ] &&
+		[ -f "$("$1" --includedir-server)/postgres.h" ] &&
 		[ -x "$("$1" --bindir)/initdb" ]
 }
 
