@@ -329,7 +329,7 @@ insert_row(QueueRow *row)
 		types[column - 1] = settings[column].type;
 	msgq_spi_run_with("INSERT INTO msgq.queue VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, "
 					  "$10, $11, $12, $13, $14, $15, $16, $17, $18, $19)",
-					  SPI_OK_INSERT, Natts_queue, types, row->values,
+					  SPI_OK_INSERT, LAST_SETTING, types, row->values,
 					  row->nulls, false);
 }
 
@@ -581,7 +581,7 @@ update_row(QueueRow *row)
 	}
 	appendStringInfoString(&sql, " WHERE id = $1");
 	msgq_spi_begin(&spi, msgq_storage_owner());
-	msgq_spi_run_with(sql.data, SPI_OK_UPDATE, Natts_queue, types, row->values,
+	msgq_spi_run_with(sql.data, SPI_OK_UPDATE, LAST_SETTING, types, row->values,
 					  row->nulls, false);
 	msgq_spi_end(&spi);
 }

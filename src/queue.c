@@ -252,9 +252,73 @@ read_segments(int32 queue_id, int *n)
 	return segments;
 }
 
-/* The columns that the hot path needs, and where the queue's storage is. */
+/* The text of a column; an empty string for NULL. */
+static char *
+text_column(Datum value, bool is_null)
+{
+	return is_null ? "" : TextDatumGetCString(value);
+}
+
+/* What the column "paused" says. */
+static int
+paused_bits(const char *paused)
+{
+	if (strcmp(paused, "receive") == 0)
+		return MSGQ_PAUSED_RECEIVE;
+	if (strcmp(paused, "send") == 0)
+		return MSGQ_PAUSED_SEND;
+	return strcmp(paused, "all") == 0 ? MSGQ_PAUSED_RECEIVE | MSGQ_PAUSED_SEND : 0;
+}
+
+static MsgqOverflow
+overflow_policy(const char *overflow)
+{
+	if (strcmp(overflow, "drop_oldest") == 0)
+		return MSGQ_OVERFLOW_DROP_OLDEST;
+	return strcmp(overflow, "dead_letter") == 0 ? MSGQ_OVERFLOW_DEAD_LETTER :
+		MSGQ_OVERFLOW_REJECT;
+}
+
+/* The settings, from the columns of a row of msgq.queue. */
+static void
+read_settings(MsgqQueue *queue, const Datum *values, const bool *nulls)
+{
+#define VALUE(column) values[(column) - 1]
+#define IS_NULL(column) nulls[(column) - 1]
+#define TEXT(column) text_column(VALUE(column), IS_NULL(column))
+	queue->visibility_timeout =
+		interval_column(VALUE(Anum_queue_visibility_timeout));
+	queue->max_deliveries = DatumGetInt32(VALUE(Anum_queue_max_deliveries));
+	namestrcpy(&queue->dead_letter_queue, TEXT(Anum_queue_dead_letter_queue));
+	queue->retry_delay = interval_column(VALUE(Anum_queue_retry_delay));
+	queue->retry_multiplier = DatumGetFloat8(VALUE(Anum_queue_retry_multiplier));
+	queue->max_retry_delay = interval_column(VALUE(Anum_queue_max_retry_delay));
+	queue->has_ttl = !IS_NULL(Anum_queue_message_ttl);
+	if (queue->has_ttl)
+		queue->message_ttl = interval_column(VALUE(Anum_queue_message_ttl));
+	if (!IS_NULL(Anum_queue_max_length))
+		queue->max_length = DatumGetInt64(VALUE(Anum_queue_max_length));
+	queue->overflow = overflow_policy(TEXT(Anum_queue_overflow));
+	queue->max_message_bytes = DatumGetInt32(VALUE(Anum_queue_max_message_bytes));
+	if (!IS_NULL(Anum_queue_max_in_flight))
+		queue->max_in_flight = DatumGetInt32(VALUE(Anum_queue_max_in_flight));
+	queue->priorities = DatumGetInt32(VALUE(Anum_queue_priorities));
+	queue->ordered = DatumGetBool(VALUE(Anum_queue_ordered));
+	queue->block_exhausted = strcmp(TEXT(Anum_queue_on_exhausted), "block") == 0;
+	queue->dedup_window = interval_column(VALUE(Anum_queue_dedup_window));
+	queue->has_archive = !IS_NULL(Anum_queue_archive_retention);
+	if (queue->has_archive)
+		queue->archive_retention =
+			interval_column(VALUE(Anum_queue_archive_retention));
+	queue->paused = paused_bits(TEXT(Anum_queue_paused));
+#undef VALUE
+#undef IS_NULL
+#undef TEXT
+}
+
+/* The settings, and where the queue's storage is. */
 static MsgqQueue *
-queue_from_row(const Datum *values)
+queue_from_row(const Datum *values, const bool *nulls)
 {
 	int32		id = DatumGetInt32(values[Anum_queue_id - 1]);
 	int			n;
@@ -266,15 +330,7 @@ queue_from_row(const Datum *values)
 	namestrcpy(&queue->name,
 			   TextDatumGetCString(values[Anum_queue_name - 1]));
 	queue->created_at = DatumGetTimestampTz(values[Anum_queue_created_at - 1]);
-	queue->visibility_timeout =
-		interval_column(values[Anum_queue_visibility_timeout - 1]);
-	queue->retry_delay = interval_column(values[Anum_queue_retry_delay - 1]);
-	queue->retry_multiplier =
-		DatumGetFloat8(values[Anum_queue_retry_multiplier - 1]);
-	queue->max_retry_delay =
-		interval_column(values[Anum_queue_max_retry_delay - 1]);
-	queue->max_message_bytes =
-		DatumGetInt32(values[Anum_queue_max_message_bytes - 1]);
+	read_settings(queue, values, nulls);
 	queue->handle = storage_oid(id, "");
 	queue->sequence = storage_oid(id, "_id");
 	for (int i = 0; i < n; i++)
@@ -319,7 +375,7 @@ read_queues(const char *name)
 		bool		nulls[Natts_queue];
 
 		heap_deform_tuple(row, RelationGetDescr(table), values, nulls);
-		queues = lappend(queues, queue_from_row(values));
+		queues = lappend(queues, queue_from_row(values, nulls));
 	}
 	systable_endscan(scan);
 	table_close(table, AccessShareLock);

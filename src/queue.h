@@ -36,7 +36,8 @@ enum
 	Anum_queue_on_exhausted,
 	Anum_queue_dedup_window,
 	Anum_queue_archive_retention,
-	Natts_queue = Anum_queue_archive_retention
+	Anum_queue_paused,
+	Natts_queue = Anum_queue_paused
 };
 
 /* Columns of msgq.segment. */
@@ -57,6 +58,18 @@ enum
 #define MSGQ_RIGHT_MANAGE	ACL_DELETE
 #define MSGQ_RIGHT_ADMIN	ACL_TRUNCATE
 
+/* What happens to a message that a full queue has no room for. */
+typedef enum MsgqOverflow
+{
+	MSGQ_OVERFLOW_REJECT,
+	MSGQ_OVERFLOW_DROP_OLDEST,
+	MSGQ_OVERFLOW_DEAD_LETTER
+} MsgqOverflow;
+
+/* What is paused; a set of bits. */
+#define MSGQ_PAUSED_RECEIVE	0x01
+#define MSGQ_PAUSED_SEND	0x02
+
 /*
  * A queue as it was when it was looked up.  The caller's own copy: what the
  * cache does meanwhile does not matter to it.
@@ -69,10 +82,24 @@ typedef struct MsgqQueue
 	Oid			handle;			/* the view that carries the rights */
 	Oid			sequence;		/* of message ids */
 	Interval	visibility_timeout;
+	int32		max_deliveries; /* 0: no limit */
+	NameData	dead_letter_queue;	/* empty: none */
 	Interval	retry_delay;
 	float8		retry_multiplier;
 	Interval	max_retry_delay;
+	bool		has_ttl;
+	Interval	message_ttl;	/* if has_ttl */
+	int64		max_length;		/* 0: no limit */
+	MsgqOverflow overflow;
 	int32		max_message_bytes;
+	int32		max_in_flight;	/* 0: no limit */
+	int32		priorities;		/* levels, at least 1 */
+	bool		ordered;
+	bool		block_exhausted;	/* on_exhausted is "block" */
+	Interval	dedup_window;
+	bool		has_archive;
+	Interval	archive_retention;	/* if has_archive */
+	int			paused;			/* MSGQ_PAUSED_* */
 	int			ndrained;		/* so many of the segments are drained */
 	int			nsegments;
 	Oid			segments[FLEXIBLE_ARRAY_MEMBER];	/* that may hold messages:

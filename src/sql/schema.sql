@@ -36,7 +36,7 @@ COMMENT ON TYPE msgq.message IS
 
 /*
  * One row for each queue.  Columns after created_at are the settings, in the
- * order of msgq.create_queue's arguments; src/queue.h mirrors the attribute
+ * order of msgq.create_queue's arguments, and what msgq.pause has paused; src/queue.h mirrors the attribute
  * numbers.  Columns are only ever added at the end.
  */
 CREATE SEQUENCE msgq.queue_id AS int CACHE 1;
@@ -60,7 +60,8 @@ CREATE TABLE msgq.queue (
 	ordered boolean NOT NULL,
 	on_exhausted text COLLATE "C" NOT NULL,
 	dedup_window interval NOT NULL,
-	archive_retention interval
+	archive_retention interval,
+	paused text COLLATE "C" CHECK (paused IN ('receive', 'send', 'all'))
 );
 
 COMMENT ON TABLE msgq.queue IS

@@ -15,16 +15,16 @@ COMMENT ON FUNCTION msgq.handle(int) IS
 CREATE VIEW msgq.queues WITH (security_barrier) AS
 SELECT
 	q.name,
-	pg_catalog.to_jsonb(q) - '{id,name,created_at}'::text[] AS settings,
+	pg_catalog.to_jsonb(q) - '{id,name,created_at,paused}'::text[] AS settings,
 	q.created_at,
-	NULL::text AS paused,
+	q.paused,
 	q.id
 FROM msgq.queue q
 WHERE pg_catalog.has_table_privilege(msgq.handle(q.id),
 	'SELECT, INSERT, UPDATE, DELETE, TRUNCATE');
 
 COMMENT ON VIEW msgq.queues IS
-'the queues on which the current user has any right: name, settings as jsonb, created_at, paused (always NULL in this version), id (the number in the name of the view msgq.q<id>)';
+'the queues on which the current user has any right: name, settings as jsonb, created_at, paused (what msgq.pause has paused: receive, send or all; else NULL), id (the number in the name of the view msgq.q<id>)';
 
 CREATE FUNCTION msgq.list_leases(
 	OUT queue text,
