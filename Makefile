@@ -24,12 +24,16 @@ OBJS = \
 	src/admin.o \
 	src/message.o \
 	src/send.o \
+	src/limits.o \
 	src/storage.o \
 	src/segment.o \
 	src/frontier.o \
 	src/receive.o \
 	src/lease.o \
 	src/settle.o \
+	src/deadletter.o \
+	src/history.o \
+	src/redrive.o \
 	src/wakeup.o \
 	src/shared.o \
 	src/ring.o \

@@ -157,7 +157,7 @@ FROM (VALUES
 	(2, '{"retry_delay": "2 s", "retry_multiplier": 3, "max_message_bytes": 4096}'),
 	(3, '{"retry_delay": "7 s", "nonsense": 1}'),
 	(4, '{"retry_delay": "7 s", "visibility_timeout": "-1 s"}'),
-	(5, '{"retry_delay": "7 s", "max_deliveries": 3}'),
+	(5, '{"retry_delay": "7 s", "max_deliveries": -3}'),
 	(6, '{"retry_delay": "7 s", "priorities": 2}'),
 	(7, '{"retry_delay": "7 s", "ordered": true}'),
 	(8, '{"Retry_delay": "7 s"}'),

@@ -23,7 +23,7 @@ EXCEPTION
 END
 $$;
 
-SELECT msgq.create_queue('args');
+SELECT msgq.create_queue('args', dead_letter_queue => '');
 SELECT format('msgq.q%s_1', id) AS segment, format('msgq.q%s_id', id) AS sequence
 FROM msgq.queues WHERE name = 'args' \gset
 SELECT msgq.send('args', '"the only one"');
@@ -52,6 +52,11 @@ INSERT INTO call VALUES
 	('ack_batch', ARRAY['''args''', '''{}''', 'false']),
 	('nack', ARRAY['''args''', '''6ba7b810-9dad-11d1-80b4-00c04fd430c8''', 'NULL', 'NULL', 'false']),
 	('nack_batch', ARRAY['''args''', '''{}''', 'NULL', 'NULL', 'false']),
+	('reject', ARRAY['''args''', '''6ba7b810-9dad-11d1-80b4-00c04fd430c8''', 'NULL', 'false']),
+	('reject_batch', ARRAY['''args''', '''{}''', 'NULL', 'false']),
+	('redrive', ARRAY['''args''', 'NULL', 'NULL', 'NULL', 'false']),
+	('pause', ARRAY['''args''', '''receive''']),
+	('resume', ARRAY['''args''', '''all''']),
 	('extend', ARRAY['''args''', '''6ba7b810-9dad-11d1-80b4-00c04fd430c8''', '''1 s''', 'false']),
 	('extend_batch', ARRAY['''args''', '''{}''', '''1 s''', 'false']),
 	('release', ARRAY['''args''', '''6ba7b810-9dad-11d1-80b4-00c04fd430c8''', 'false']),

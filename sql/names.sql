@@ -40,8 +40,8 @@ DECLARE
 	m msgq.message;
 	other text := left(name, -1) || '~';
 BEGIN
-	PERFORM msgq.create_queue(name);
-	PERFORM msgq.create_queue(name, if_not_exists => true);
+	PERFORM msgq.create_queue(name, dead_letter_queue => '');
+	PERFORM msgq.create_queue(name, dead_letter_queue => '', if_not_exists => true);
 	PERFORM msgq.alter_queue(name, '{"retry_delay": "1 s"}');
 	PERFORM msgq.send(name, '1');
 	ASSERT (SELECT count(*) = 1 FROM msgq.queues q WHERE q.name = use_queue.name), 'queues';

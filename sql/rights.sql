@@ -80,6 +80,11 @@ INSERT INTO call (name, arguments) VALUES
 	('ack_batch', $$'rights', '{6ba7b810-9dad-11d1-80b4-00c04fd430c8}'$$),
 	('nack', $$'rights', '6ba7b810-9dad-11d1-80b4-00c04fd430c8'$$),
 	('nack_batch', $$'rights', '{6ba7b810-9dad-11d1-80b4-00c04fd430c8}'$$),
+	('reject', $$'rights', '6ba7b810-9dad-11d1-80b4-00c04fd430c8'$$),
+	('reject_batch', $$'rights', '{6ba7b810-9dad-11d1-80b4-00c04fd430c8}'$$),
+	('redrive', $$'rights', filter => '$.nothing'$$),
+	('pause', $$'rights'$$),
+	('resume', $$'rights'$$),
 	('extend', $$'rights', '6ba7b810-9dad-11d1-80b4-00c04fd430c8', '1 s'$$),
 	('extend_batch', $$'rights', '{6ba7b810-9dad-11d1-80b4-00c04fd430c8}', '1 s'$$),
 	('release', $$'rights', '6ba7b810-9dad-11d1-80b4-00c04fd430c8'$$),
@@ -309,7 +314,7 @@ GRANT USAGE ON SCHEMA rights_evil TO PUBLIC;
 GRANT CREATE ON SCHEMA msgq TO regress_msgq_none;
 SET ROLE regress_msgq_none;
 SET search_path = rights_evil, pg_catalog;
-SELECT msgq.create_queue('evil');
+SELECT msgq.create_queue('evil', dead_letter_queue => '');
 SELECT msgq.alter_queue('evil', '{"retry_delay": "1 s"}');
 SELECT msgq.rename_queue('evil', 'less evil');
 SELECT msgq.grant('less evil', 'regress_msgq_send', 'send');

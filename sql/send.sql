@@ -44,7 +44,6 @@ SELECT arguments, pg_temp.raised(format('SELECT msgq.send(''send'', ''1'', %s)',
 	(3, 'priority => -1'),
 	(4, 'group_key => ''g'''),
 	(5, 'group_key => '''''),
-	(6, 'ttl => ''1 h'''),
 	(7, 'idempotency_key => ''k''')
 ) AS v(n, arguments) ORDER BY n;
 SELECT msgq.purge('send');
@@ -128,8 +127,7 @@ SELECT arguments, pg_temp.raised(format('SELECT msgq.send_batch(''batch'', %s)',
 	(11, '''{1,2}'', group_keys => ''{NULL,NULL}'', idempotency_keys => ''{NULL,NULL}'''),
 	(12, '''{1,2}'', group_keys => ''{NULL,g}'''),
 	(13, '''{1,2}'', idempotency_keys => ''{k,NULL}'''),
-	(14, '''{1,2}'', group_keys => ''{NULL}'''),
-	(15, '''{1,2}'', ttl => ''1 h''')
+	(14, '''{1,2}'', group_keys => ''{NULL}''')
 ) AS v(n, arguments) ORDER BY n;
 \pset format aligned
 -- What failed stored nothing; only the eleventh stored two.
@@ -187,7 +185,6 @@ SELECT messages, pg_temp.raised(format('SELECT msgq.send_messages(''json'', %L)'
 	(22, '[{"body": 1, "priority": null}]'),
 	(24, '[{"body": 1, "group_key": "g"}]'),
 	(25, '[{"body": 1, "group_key": 1}]'),
-	(26, '[{"body": 1, "ttl": "1 h"}]'),
 	(27, '[{"body": 1, "idempotency_key": "k"}]'),
 	(28, '[{"body": 1, "queue": "batch"}]')
 ) AS v(n, messages) ORDER BY n;

@@ -18,7 +18,7 @@ EXCEPTION WHEN OTHERS THEN
 END
 $$;
 
-SELECT msgq.create_queue('settle', retry_delay => '10 s', retry_multiplier => 2, max_retry_delay => '1 min');
+SELECT msgq.create_queue('settle', max_deliveries => 0, retry_delay => '10 s', retry_multiplier => 2, max_retry_delay => '1 min');
 SELECT format('msgq.q%s_1', id) AS segment FROM msgq.queues WHERE name = 'settle' \gset
 
 -- Sends a message and receives it; the receipt.

@@ -19,6 +19,7 @@
 #include <math.h>
 
 #include "access/htup_details.h"
+#include "access/table.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
@@ -38,6 +39,7 @@
 #include "admin.h"
 #include "owner.h"
 #include "queue.h"
+#include "ring.h"
 #include "segment.h"
 #include "stats.h"
 #include "wakeup.h"
@@ -140,6 +142,12 @@ check_ranges(const QueueRow *row)
 	if (bytes < 1 || bytes > MSGQ_MAX_MESSAGE_BYTES)
 		bad_setting(Anum_queue_max_message_bytes,
 					psprintf("must be from 1 to %d", MSGQ_MAX_MESSAGE_BYTES));
+	if (!row->nulls[Anum_queue_max_length - 1] &&
+		DatumGetInt64(row->values[Anum_queue_max_length - 1]) < 1)
+		bad_setting(Anum_queue_max_length, "must be greater than zero");
+	if (!row->nulls[Anum_queue_max_in_flight - 1] &&
+		int_setting(row, Anum_queue_max_in_flight) < 1)
+		bad_setting(Anum_queue_max_in_flight, "must be greater than zero");
 	if (int_setting(row, Anum_queue_priorities) < 1)
 		bad_setting(Anum_queue_priorities, "must be greater than zero");
 	if (!text_setting_is(row, Anum_queue_overflow, "reject") &&
@@ -158,19 +166,6 @@ refuse_unsupported_settings(const QueueRow *row)
 {
 	Interval	day = {.time = USECS_PER_DAY};
 
-	if (int_setting(row, Anum_queue_max_deliveries) != 0)
-		msgq_refuse_unsupported("a limit on deliveries");
-	if (row->nulls[Anum_queue_dead_letter_queue - 1] ||
-		!text_setting_is(row, Anum_queue_dead_letter_queue, ""))
-		msgq_refuse_unsupported("a dead-letter queue");
-	if (!row->nulls[Anum_queue_message_ttl - 1])
-		msgq_refuse_unsupported("a time to live");
-	if (!row->nulls[Anum_queue_max_length - 1])
-		msgq_refuse_unsupported("a limit on the length of a queue");
-	if (!text_setting_is(row, Anum_queue_overflow, "reject"))
-		msgq_refuse_unsupported("an overflow policy");
-	if (!row->nulls[Anum_queue_max_in_flight - 1])
-		msgq_refuse_unsupported("a limit on messages in flight");
 	if (int_setting(row, Anum_queue_priorities) != 1)
 		msgq_refuse_unsupported("a queue with priorities");
 	if (DatumGetBool(row->values[Anum_queue_ordered - 1]))
@@ -333,7 +328,10 @@ insert_row(QueueRow *row)
 					  row->nulls, false);
 }
 
-/* The caller holds the lock on msgq.queue, and the name is free. */
+/*
+ * Makes the queue.  The caller holds the lock on msgq.queue, and the name is
+ * free.
+ */
 static void
 create(const char *name, QueueRow *row)
 {
@@ -364,6 +362,142 @@ create(const char *name, QueueRow *row)
 	grant_all(id, creator);
 	msgq_spi_end(&spi);
 }
+
+/* ---------------------------------------------------------------------------
+ * Dead-letter queues
+ * ---------------------------------------------------------------------------
+ */
+
+/* What is added to a queue's name for the one that is made with it. */
+#define DEAD_LETTER_SUFFIX	".dead"
+
+static char *
+partner_name(const char *name)
+{
+	if (strlen(name) + strlen(DEAD_LETTER_SUFFIX) >= NAMEDATALEN)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("name \"%s\" is too long for a queue with a dead-letter queue of its own",
+						name),
+				 errdetail("That would be \"%s%s\"; names have at most %d bytes.",
+						   name, DEAD_LETTER_SUFFIX, NAMEDATALEN - 1),
+				 errhint("Choose a shorter name, or a dead_letter_queue.")));
+	return psprintf("%s%s", name, DEAD_LETTER_SUFFIX);
+}
+
+static void
+set_null(QueueRow *row, AttrNumber column)
+{
+	row->values[column - 1] = (Datum) 0;
+	row->nulls[column - 1] = true;
+}
+
+static void
+set_value(QueueRow *row, AttrNumber column, Datum value)
+{
+	row->values[column - 1] = value;
+	row->nulls[column - 1] = false;
+}
+
+/*
+ * Makes the dead-letter queue that goes with a queue.  It keeps what comes,
+ * until somebody takes it out.
+ */
+static void
+create_partner(const char *name, const QueueRow *row)
+{
+	QueueRow	partner = *row;
+
+	set_value(&partner, Anum_queue_max_deliveries, Int32GetDatum(0));
+	set_value(&partner, Anum_queue_dead_letter_queue, CStringGetTextDatum(""));
+	set_null(&partner, Anum_queue_message_ttl);
+	set_null(&partner, Anum_queue_max_length);
+	set_value(&partner, Anum_queue_overflow, CStringGetTextDatum("reject"));
+	set_null(&partner, Anum_queue_max_in_flight);
+	set_value(&partner, Anum_queue_priorities, Int32GetDatum(1));
+	set_value(&partner, Anum_queue_ordered, BoolGetDatum(false));
+	set_value(&partner, Anum_queue_on_exhausted, CStringGetTextDatum("skip"));
+	set_null(&partner, Anum_queue_archive_retention);
+	create(name, &partner);
+}
+
+/* Raises 22023 if dead letters of this queue would come back to it. */
+static void
+refuse_cycle(const char *name, const MsgqQueue *target)
+{
+	while (target)
+	{
+		if (strcmp(NameStr(target->name), name) == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("dead letters of queue \"%s\" would come back to it",
+							name),
+					 errhint("Choose a dead-letter queue whose own dead letters go elsewhere.")));
+		target = msgq_queue_find(NameStr(target->dead_letter_queue));
+	}
+}
+
+/*
+ * Puts the name of the dead-letter queue into the row where it is NULL, and
+ * makes that queue if there is none.  One that exists must be one to which the
+ * caller may send.
+ */
+static void
+resolve_dead_letter_queue(const char *name, QueueRow *row)
+{
+	int			i = Anum_queue_dead_letter_queue - 1;
+	bool		is_partner = row->nulls[i];
+	char	   *target = is_partner ? partner_name(name) :
+	TextDatumGetCString(row->values[i]);
+
+	set_value(row, Anum_queue_dead_letter_queue, CStringGetTextDatum(target));
+	if (target[0] == '\0')
+		return;
+	if (is_partner && msgq_queue_find(target) == NULL)
+	{
+		create_partner(target, row);
+		msgq_queue_changed();
+		CommandCounterIncrement();
+		return;
+	}
+	refuse_cycle(name, msgq_queue_get(target, MSGQ_RIGHT_SEND));
+}
+
+/* The dead-letter queue that was made with a queue; NULL if it has another one. */
+static MsgqQueue *
+find_partner(const MsgqQueue *queue)
+{
+	const char *name = NameStr(queue->dead_letter_queue);
+	MsgqQueue  *partner;
+
+	if (strcmp(name, psprintf("%s%s", NameStr(queue->name), DEAD_LETTER_SUFFIX)) != 0)
+		return NULL;
+	partner = msgq_queue_find(name);
+	return partner && msgq_queue_is_complete(partner) ? partner : NULL;
+}
+
+/* Names of the queues whose dead letters go to this one; NULL if none do. */
+static char *
+users_of(const char *dead_letter_queue)
+{
+	StringInfoData names;
+	int			n;
+	MsgqQueue **queues = msgq_queue_list(MSGQ_RIGHT_NONE, &n);
+
+	initStringInfo(&names);
+	for (int i = 0; i < n; i++)
+	{
+		if (strcmp(NameStr(queues[i]->dead_letter_queue), dead_letter_queue) == 0)
+			appendStringInfo(&names, "%s\"%s\"", names.len > 0 ? ", " : "",
+							 NameStr(queues[i]->name));
+	}
+	return names.len > 0 ? names.data : NULL;
+}
+
+/* ---------------------------------------------------------------------------
+ * Comparing settings
+ * ---------------------------------------------------------------------------
+ */
 
 /* Reads the row of a queue, into the current memory context. */
 static void
@@ -465,6 +599,7 @@ msgq_create_queue(PG_FUNCTION_ARGS)
 	queue = msgq_queue_find(name);
 	if (queue == NULL)
 	{
+		resolve_dead_letter_queue(name, &row);
 		create(name, &row);
 		msgq_queue_changed();
 		CommandCounterIncrement();
@@ -475,6 +610,9 @@ msgq_create_queue(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("queue \"%s\" already exists", name)));
 	read_row(queue->id, &present);
+	if (row.nulls[Anum_queue_dead_letter_queue - 1])
+		set_value(&row, Anum_queue_dead_letter_queue,
+				  CStringGetTextDatum(partner_name(name)));
 	compare_settings(name, &row, &present);
 	PG_RETURN_VOID();
 }
@@ -595,17 +733,67 @@ msgq_alter_queue(PG_FUNCTION_ARGS)
 	Jsonb	   *changes = DatumGetJsonbP(msgq_arg(fcinfo, 1, "settings"));
 	MsgqQueue  *queue;
 	QueueRow	row;
+	char	   *before;
 
 	msgq_begin_change("msgq.alter_queue()");
 	lock_queues();
 	queue = msgq_queue_get(name, MSGQ_RIGHT_ADMIN);
 	read_row(queue->id, &row);
+	before = setting_as_text(&row, Anum_queue_dead_letter_queue);
 	set_settings(&row, changes);
 	check_settings(&row);
+	if (strcmp(before, setting_as_text(&row, Anum_queue_dead_letter_queue)) != 0)
+		resolve_dead_letter_queue(name, &row);
 	update_row(&row);
 	msgq_queue_changed();
+	/* What was not to be had before may be now. */
+	if (msgq_queue_lock_for_reading(queue))
+		msgq_wake_at_commit(msgq_slot_get(queue), MSGQ_MAX_BATCH);
 	CommandCounterIncrement();
 	PG_RETURN_VOID();
+}
+
+/* Those whose dead letters go there name it; within SPI. */
+static void
+rename_dead_letter_queue(const char *name, const char *new_name)
+{
+	Oid			types[] = {TEXTOID, TEXTOID};
+	Datum		values[] = {CStringGetTextDatum(name), CStringGetTextDatum(new_name)};
+
+	msgq_spi_run_with("UPDATE msgq.queue SET dead_letter_queue = $2 "
+					  "WHERE dead_letter_queue = $1",
+					  SPI_OK_UPDATE, lengthof(values), types, values, NULL,
+					  false);
+}
+
+static void
+rename_queue(const MsgqQueue *queue, const char *new_name)
+{
+	MsgqSpi		spi;
+
+	msgq_spi_begin(&spi, msgq_storage_owner());
+	run_for_queue("UPDATE msgq.queue SET name = $2 WHERE id = $1",
+				  SPI_OK_UPDATE, queue->id, new_name);
+	comment_on_storage(queue->id, new_name);
+	rename_dead_letter_queue(NameStr(queue->name), new_name);
+	msgq_spi_end(&spi);
+	msgq_queue_changed();
+	CommandCounterIncrement();
+}
+
+/*
+ * The dead-letter queue that was made with a queue gets its new name, unless
+ * that is taken or too long, or it is not the caller's to rename.
+ */
+static void
+rename_partner(const MsgqQueue *renamed, const char *new_name)
+{
+	MsgqQueue  *partner = find_partner(renamed);
+	char	   *name = psprintf("%s%s", new_name, DEAD_LETTER_SUFFIX);
+
+	if (partner && strlen(name) < NAMEDATALEN && msgq_queue_find(name) == NULL &&
+		msgq_queue_has_right(partner, MSGQ_RIGHT_ADMIN))
+		rename_queue(partner, name);
 }
 
 /* rename_queue(queue, new_name) */
@@ -616,7 +804,6 @@ msgq_rename_queue(PG_FUNCTION_ARGS)
 	char	   *name = msgq_arg_name(fcinfo, 0, "queue");
 	char	   *new_name = msgq_arg_text(fcinfo, 1, "new_name");
 	MsgqQueue  *queue;
-	MsgqSpi		spi;
 
 	msgq_begin_change("msgq.rename_queue()");
 	msgq_check_new_name(new_name);
@@ -626,13 +813,8 @@ msgq_rename_queue(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("queue \"%s\" already exists", new_name)));
-	msgq_spi_begin(&spi, msgq_storage_owner());
-	run_for_queue("UPDATE msgq.queue SET name = $2 WHERE id = $1",
-				  SPI_OK_UPDATE, queue->id, new_name);
-	comment_on_storage(queue->id, new_name);
-	msgq_spi_end(&spi);
-	msgq_queue_changed();
-	CommandCounterIncrement();
+	rename_queue(queue, new_name);
+	rename_partner(queue, new_name);
 	PG_RETURN_VOID();
 }
 
@@ -674,6 +856,70 @@ drop_storage(const MsgqQueue *queue)
 	msgq_spi_end(&spi);
 }
 
+/* Drops a queue.  Those who wait for a message there wait in vain. */
+static void
+drop(const MsgqQueue *queue)
+{
+	if (OidIsValid(queue->sequence))
+		msgq_wake_at_commit(msgq_slot_get(queue), MSGQ_MAX_BATCH);
+	drop_storage(queue);
+	msgq_queue_changed();
+	CommandCounterIncrement();
+}
+
+/* Raises 2BP01 if dead letters of other queues go to this one. */
+static void
+refuse_used_dead_letter_queue(const char *name)
+{
+	char	   *users = users_of(name);
+
+	if (users)
+		ereport(ERROR,
+				(errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
+				 errmsg("queue \"%s\" cannot be dropped, because it takes dead letters",
+						name),
+				 errdetail("It is the dead-letter queue of: %s.", users),
+				 errhint("Drop those first, or give them another dead_letter_queue with msgq.alter_queue().")));
+}
+
+/* Is there a message in one of its segments, which are locked? */
+static bool
+has_messages(const MsgqQueue *queue)
+{
+	for (int i = 0; i < queue->nsegments; i++)
+	{
+		Relation	table = table_open(queue->segments[i], NoLock);
+		bool		found = msgq_table_has_row(table);
+
+		table_close(table, NoLock);
+		if (found)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * The dead-letter queue that was made with a queue goes with it, unless it
+ * holds messages, or somebody else uses it, or it is not the caller's to drop.
+ */
+static void
+drop_partner(const MsgqQueue *dropped)
+{
+	MsgqQueue  *partner = find_partner(dropped);
+
+	if (partner == NULL || users_of(NameStr(partner->name)) ||
+		!msgq_queue_has_right(partner, MSGQ_RIGHT_ADMIN))
+		return;
+	for (int i = 0; i < partner->nsegments; i++)
+		LockRelationOid(partner->segments[i], AccessExclusiveLock);
+	if (has_messages(partner))
+		ereport(NOTICE,
+				(errmsg("queue \"%s\" is kept, because it holds dead letters",
+						NameStr(partner->name))));
+	else
+		drop(partner);
+}
+
 /* drop_queue(queue, if_exists) */
 PG_FUNCTION_INFO_V1(msgq_drop_queue);
 Datum
@@ -698,12 +944,9 @@ msgq_drop_queue(PG_FUNCTION_ARGS)
 	if (queue == NULL ||
 		!has_privs_of_role(GetUserId(), msgq_storage_owner()))
 		queue = msgq_queue_get(name, MSGQ_RIGHT_ADMIN);
-	/* Those who wait for a message there wait in vain. */
-	if (OidIsValid(queue->sequence))
-		msgq_wake_at_commit(msgq_slot_get(queue), MSGQ_MAX_BATCH);
-	drop_storage(queue);
-	msgq_queue_changed();
-	CommandCounterIncrement();
+	refuse_used_dead_letter_queue(name);
+	drop(queue);
+	drop_partner(queue);
 	PG_RETURN_BOOL(true);
 }
 

@@ -18,6 +18,8 @@
 #include "utils/timestamp.h"
 
 #include "argument.h"
+#include "deadletter.h"
+#include "limits.h"
 #include "message.h"
 #include "owner.h"
 #include "segment.h"
@@ -100,11 +102,15 @@ msgq_peek(PG_FUNCTION_ARGS)
 typedef struct Obstacles
 {
 	bool		has_free;		/* but this it would */
-	bool		has_in_flight;
+	int			in_flight;
 	bool		has_delayed;
+	bool		has_expired;
 } Obstacles;
 
-/* Looks at all messages of a segment in one order, until one is free. */
+/*
+ * Looks at all messages of a segment in one order, until one is free.  One
+ * that is exhausted counts as such: it is the next receive that gives it up.
+ */
 static void
 find_obstacles(MsgqSegment *segment, MsgqOrder order, TimestampTz now,
 			   Obstacles *found)
@@ -115,15 +121,26 @@ find_obstacles(MsgqSegment *segment, MsgqOrder order, TimestampTz now,
 	while (!found->has_free && msgq_walk_next(walk))
 	{
 		if (TransactionIdIsValid(walk->open_xid))
-			found->has_in_flight = true;
+			found->in_flight++;
+		else if (msgq_row_is_in_flight(segment->row, now))
+			found->in_flight++;
+		else if (msgq_is_expired(segment->row, now))
+			found->has_expired = true;
 		else if (order == MSGQ_READY || walk->key < now)
 			found->has_free = true;
-		else if (msgq_row_is_null(segment->row, Anum_segment_leased_at))
-			found->has_delayed = true;
 		else
-			found->has_in_flight = true;
+			found->has_delayed = true;
 	}
 	msgq_walk_end(walk);
+}
+
+/* Are as many messages in flight as the queue allows? */
+static bool
+is_at_limit(MsgqStorage *storage, TimestampTz now)
+{
+	int			limit = storage->queue->max_in_flight;
+
+	return msgq_count_in_flight(storage, now, limit) == limit;
 }
 
 /* why_empty(queue) */
@@ -135,20 +152,29 @@ msgq_why_empty(PG_FUNCTION_ARGS)
 	MsgqStorage *storage = msgq_storage_open(NULL, name, MSGQ_RIGHT_PEEK,
 											 MSGQ_ALL);
 	TimestampTz now = msgq_now();
-	Obstacles	found = {false, false, false};
+	const MsgqQueue *queue = storage->queue;
+	Obstacles	found = {0};
+	const char *why;
 
 	for (int i = 0; i < storage->nsegments; i++)
 	{
 		find_obstacles(storage->segments[i], MSGQ_READY, now, &found);
 		find_obstacles(storage->segments[i], MSGQ_DUE, now, &found);
 	}
+	if (queue->paused & MSGQ_PAUSED_RECEIVE)
+		why = "paused";
+	else if (found.has_free)
+		why = queue->max_in_flight > 0 && is_at_limit(storage, now) ?
+			"in_flight_limit" : NULL;
+	else
+		why = found.in_flight > 0 ? "in_flight" :
+			found.has_delayed ? "delayed" :
+			found.has_expired ? "expired" : "empty";
 	msgq_storage_close(storage);
 
-	if (found.has_free)
+	if (why == NULL)
 		PG_RETURN_NULL();
-	PG_RETURN_TEXT_P(cstring_to_text(found.has_in_flight ? "in_flight" :
-									 found.has_delayed ? "delayed" :
-									 "empty"));
+	PG_RETURN_TEXT_P(cstring_to_text(why));
 }
 
 /* ---------------------------------------------------------------------------

@@ -3,8 +3,9 @@
  *		Rounds of maintenance over all queues of a database, by the worker or
  *		by hand.
  *
- * A round turns rings and empties segments (ring.c), counts and audits queues,
- * and saves their totals (stats.c).  It costs little where nothing happens:
+ * A round turns rings and empties segments (ring.c), gives up messages that
+ * have expired or whose deliveries have all failed (deadletter.c), counts and
+ * audits queues, and saves their totals (stats.c).  It costs little where nothing happens:
  * a queue whose counters have not changed is passed by, and what needs a scan
  * is done again only after a time that is long compared with it.
  *
@@ -36,16 +37,19 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "deadletter.h"
 #include "maintain.h"
 #include "owner.h"
 #include "ring.h"
 #include "shared.h"
 #include "stats.h"
+#include "testing.h"
 #include "worker.h"
 
-/* A queue is counted at most this often, and its totals are saved. */
+/* A queue is counted, saved and swept at most this often. */
 #define COUNT_TIME			(60 * USECS_PER_SEC)
 #define SAVE_TIME			(10 * USECS_PER_SEC)
+#define SWEEP_TIME			(1 * USECS_PER_SEC)
 
 /* What takes t is done again after COST_FACTOR * t at the earliest. */
 #define COST_FACTOR			100
@@ -73,6 +77,7 @@ typedef struct Memory
 	TimestampTz changed_at;		/* and when they were found changed */
 	TimestampTz next_count;		/* when its cost allows to count again */
 	TimestampTz next_save;
+	TimestampTz next_sweep;
 } Memory;
 
 /* A step: something that is done to a queue, or to one of its segments. */
@@ -345,6 +350,30 @@ count_step(MsgqMaintenance *m, int32 queue_id, int n)
 			COST_FACTOR * (GetCurrentTimestamp() - begun);
 }
 
+/* Gives up what nobody meets: that costs a scan of the queue. */
+static void
+sweep_step(MsgqMaintenance *m, int32 queue_id, int n)
+{
+	TimestampTz begun = GetCurrentTimestamp();
+	MsgqQueue  *queue = find_queue(queue_id);
+	Memory	   *memory = queue && m->memory ? remember(m, queue->sequence) : NULL;
+	MsgqSpi		before;
+	int			given_up;
+
+	if (queue == NULL || (memory && begun < memory->next_sweep) ||
+		!msgq_stats_can_count(queue))
+		return;
+	msgq_become_owner(&before);
+	given_up = msgq_dead_letter_sweep(queue, msgq_now());
+	msgq_become_caller(&before);
+	m->round.given_up += given_up;
+	if (given_up > 0)
+		m->busy = true;
+	else if (memory)
+		memory->next_sweep = begun +
+			Max(SWEEP_TIME, COST_FACTOR * (GetCurrentTimestamp() - begun));
+}
+
 /* Saves the totals, now and then. */
 static void
 save_step(MsgqMaintenance *m, int32 queue_id, int n)
@@ -443,6 +472,7 @@ maintain_queue(MsgqMaintenance *m, const Work *work)
 		return;
 	run_step(m, turn_step, work->queue_id, 0);
 	waiting = m->round.waiting - waiting;
+	run_step(m, sweep_step, work->queue_id, 0);
 	run_step(m, count_step, work->queue_id, 0);
 	run_step(m, save_step, work->queue_id, 0);
 	if (m->memory == NULL)
@@ -600,6 +630,7 @@ round_as_jsonb(const MsgqRound *round)
 	push_number(&state, "audited", round->audited);
 	push_number(&state, "defects", round->defects);
 	push_number(&state, "waiting", round->waiting);
+	push_number(&state, "given_up", round->given_up);
 	push_number(&state, "failed", round->failed);
 	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
 }

@@ -20,6 +20,8 @@
 
 /* Errors that SQL has no code for. */
 #define ERRCODE_MSGQ_STALE_RECEIPT	MAKE_SQLSTATE('M','Q','0','0','1')
+#define ERRCODE_MSGQ_PAUSED			MAKE_SQLSTATE('M','Q','0','0','4')
+#define ERRCODE_MSGQ_QUEUE_FULL		MAKE_SQLSTATE('M','Q','0','0','5')
 
 /* More messages or receipts in one call are refused. */
 #define MSGQ_MAX_BATCH		10000

@@ -31,6 +31,7 @@
 #include "access/relation.h"
 #include "access/table.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_class.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -517,8 +518,19 @@ static bool
 has_right(const MsgqQueue *queue, AclMode right, bool *is_missing)
 {
 	*is_missing = false;
+	if (right == MSGQ_RIGHT_NONE)
+		return true;
 	return pg_class_aclcheck_ext(queue->handle, GetUserId(), right,
 								 is_missing) == ACLCHECK_OK && !*is_missing;
+}
+
+/* The same for a queue that is locked. */
+bool
+msgq_queue_has_right(const MsgqQueue *queue, AclMode right)
+{
+	bool		is_missing;
+
+	return has_right(queue, right, &is_missing);
 }
 
 /*
@@ -561,6 +573,14 @@ msgq_queue_get(const char *name, AclMode right)
 						   msgq_right_name(right)),
 				 errhint("An administrator of the queue can give it with msgq.grant().")));
 	return queue;
+}
+
+/* Such a lock on a queue is an object of the sequence's class. */
+void
+msgq_queue_lock_tag(LOCKTAG *tag, const MsgqQueue *queue, MsgqLock lock)
+{
+	SET_LOCKTAG_OBJECT(*tag, MyDatabaseId, RelationRelationId,
+					   queue->sequence, lock);
 }
 
 /*

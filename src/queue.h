@@ -9,6 +9,7 @@
 
 #include "datatype/timestamp.h"
 #include "nodes/parsenodes.h"
+#include "storage/lock.h"
 #include "utils/relcache.h"
 
 /*
@@ -52,6 +53,7 @@ enum
 };
 
 /* Rights, as privileges on the queue's handle, the view msgq.q<id>. */
+#define MSGQ_RIGHT_NONE		ACL_NO_RIGHTS	/* checked elsewhere */
 #define MSGQ_RIGHT_PEEK		ACL_SELECT
 #define MSGQ_RIGHT_SEND		ACL_INSERT
 #define MSGQ_RIGHT_RECEIVE	ACL_UPDATE
@@ -107,6 +109,17 @@ typedef struct MsgqQueue
 													 * the active one last */
 } MsgqQueue;
 
+/*
+ * What heavyweight locks there are on a queue besides those on its tables, all
+ * short.  None is one that SQL could take.
+ */
+typedef enum MsgqLock
+{
+	MSGQ_LOCK_APPEND = 1,		/* storage.c */
+	MSGQ_LOCK_IN_FLIGHT,		/* receive.c */
+	MSGQ_LOCK_COUNT				/* stats.c */
+} MsgqLock;
+
 extern void msgq_queue_init(void);
 extern uint64 msgq_queue_generation(void);
 extern void msgq_queue_forget_all(void);
@@ -114,8 +127,11 @@ extern void msgq_queue_changed(void);
 extern MsgqQueue *msgq_queue_find(const char *name);
 extern bool msgq_queue_is_complete(const MsgqQueue *queue);
 extern MsgqQueue *msgq_queue_get(const char *name, AclMode right);
+extern void msgq_queue_lock_tag(LOCKTAG *tag, const MsgqQueue *queue,
+								MsgqLock lock);
 extern bool msgq_queue_lock_for_reading(const MsgqQueue *queue);
 extern MsgqQueue **msgq_queue_list(AclMode right, int *n);
+extern bool msgq_queue_has_right(const MsgqQueue *queue, AclMode right);
 extern const char *msgq_right_name(AclMode right);
 
 extern Oid	msgq_schema_oid(void);

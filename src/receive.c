@@ -18,6 +18,17 @@
  * level: a REPEATABLE READ transaction receives messages that were committed
  * after its snapshot.
  *
+ * What a receive meets and must not deliver, since its time to live is over or
+ * all allowed deliveries have failed, it gives up (deadletter.c) and goes on;
+ * then it does not wait for anything else, so that this is committed soon.  Of
+ * what has expired it removes so much as not to keep its caller waiting, and
+ * leaves the rest to the worker.
+ *
+ * A limit on messages in flight is kept by counting them, under a lock that
+ * those who receive from such a queue hold from before they count until what
+ * they take can be counted by others.  That is long before they commit, since
+ * a dirty snapshot shows uncommitted claims.
+ *
  * Segments that are known to be drained (ring.c) are not opened.  A sender who
  * chose his segment before it was full, and commits after it was drained, may
  * have left a message there; so a receiver that finds nothing else looks there
@@ -40,6 +51,7 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
+#include "storage/lock.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
@@ -48,7 +60,9 @@
 #include "utils/tuplestore.h"
 
 #include "argument.h"
+#include "deadletter.h"
 #include "frontier.h"
+#include "limits.h"
 #include "message.h"
 #include "segment.h"
 #include "stats.h"
@@ -57,6 +71,9 @@
 
 /* Index entries that a waiter looks through for the next due time. */
 #define DUE_LOOKAHEAD		200
+
+/* Messages that one receive gives up because they have expired. */
+#define MAX_EXPIRED			100
 
 /* How often a receiver that finds nothing looks into drained segments. */
 #define DRAINED_INTERVAL	USECS_PER_SEC
@@ -76,6 +93,8 @@ typedef struct Receiver
 	int			taken;
 	int			redelivered;	/* of those taken */
 	int			failed;			/* those whose lease had run out */
+	int			given_up;		/* exhausted or expired */
+	int			expired;		/* of those */
 	TimestampTz oldest_enqueued_at; /* of those taken */
 	Tuplestorestate *store;		/* they go here */
 	TupleDesc	descriptor;
@@ -100,9 +119,40 @@ deliver(Receiver *receiver, TupleTableSlot *row)
 	receiver->wanted--;
 }
 
-/* Tries to take the free message on which the walk stands. */
+/*
+ * Tries to give up the free message on which the walk stands.  Its failures
+ * are those that its row will have had: the end of a lease is one.
+ */
 static MsgqOutcome
-take(Receiver *receiver, MsgqWalk *walk)
+give_up(Receiver *receiver, MsgqWalk *walk, MsgqReason reason)
+{
+	MsgqSegment *segment = walk->segment;
+	MsgqChange	change = {.more_failures = msgq_expired_leases(segment->row)};
+	MsgqOutcome outcome = msgq_walk_remove(walk, &change);
+
+	if (outcome != MSGQ_DONE)
+		return outcome;
+	msgq_wake_at_abort(receiver->storage->slot, 1);
+	msgq_dead_letter(receiver->storage, segment->new_row, reason, NULL,
+					 receiver->now);
+	receiver->failed += change.more_failures;
+	receiver->given_up++;
+	return outcome;
+}
+
+/* The same for a message that has expired: nobody wants it any more. */
+static MsgqOutcome
+give_up_expired(Receiver *receiver, MsgqWalk *walk)
+{
+	if (receiver->only_look || receiver->expired == MAX_EXPIRED)
+		return MSGQ_GONE;
+	receiver->expired++;
+	return give_up(receiver, walk, MSGQ_REASON_EXPIRED);
+}
+
+/* Tries to lease or remove the free message on which the walk stands. */
+static MsgqOutcome
+claim(Receiver *receiver, MsgqWalk *walk)
 {
 	MsgqSegment *segment = walk->segment;
 	MsgqOutcome outcome;
@@ -112,9 +162,7 @@ take(Receiver *receiver, MsgqWalk *walk)
 		.lease = !receiver->remove,
 		.leased_at = receiver->now,
 		.more_deliveries = 1,
-		/* Leased still: nobody settled it before the lease ran out. */
-		.more_failures =
-		msgq_row_is_null(segment->row, Anum_segment_leased_at) ? 0 : 1,
+		.more_failures = msgq_expired_leases(segment->row),
 	};
 
 	outcome = receiver->remove ? msgq_walk_remove(walk, &change)
@@ -126,6 +174,26 @@ take(Receiver *receiver, MsgqWalk *walk)
 		deliver(receiver, segment->new_row);
 	}
 	return outcome;
+}
+
+/* What becomes of the free message on which the walk stands? */
+static MsgqOutcome
+take(Receiver *receiver, MsgqWalk *walk)
+{
+	TupleTableSlot *row = walk->segment->row;
+
+	if (msgq_is_expired(row, receiver->now))
+		return give_up_expired(receiver, walk);
+	if (msgq_is_exhausted(receiver->storage->queue, row,
+						  msgq_expired_leases(row)))
+		return receiver->only_look ? MSGQ_HELD :
+			give_up(receiver, walk, MSGQ_REASON_MAX_DELIVERIES);
+	if (receiver->only_look)
+	{
+		receiver->wanted = 0;
+		return MSGQ_HELD;
+	}
+	return claim(receiver, walk);
 }
 
 /* ---------------------------------------------------------------------------
@@ -161,14 +229,7 @@ visit_range(Receiver *receiver, MsgqSegment *segment, MsgqOrder order,
 		MsgqOutcome outcome = MSGQ_OPEN;
 
 		if (!TransactionIdIsValid(walk->open_xid))
-		{
-			if (receiver->only_look)
-			{
-				receiver->wanted = 0;
-				break;
-			}
 			outcome = take(receiver, walk);
-		}
 		if (outcome == MSGQ_OPEN)
 			msgq_visit_met_open(visit, walk->open_xid, walk->key,
 								walk->is_claim);
@@ -255,24 +316,25 @@ report(Receiver *receiver)
 {
 	MsgqSlot   *slot = receiver->storage->slot;
 
+	msgq_count(slot, MSGQ_FAILED, receiver->failed);
+	if (receiver->given_up > 0)
+		receiver->oldest_enqueued_at = DT_NOBEGIN;	/* that is no mere lease */
 	if (receiver->taken == 0)
 		return;
 	msgq_count(slot, MSGQ_DELIVERED, receiver->taken);
 	msgq_count(slot, MSGQ_REDELIVERED, receiver->redelivered);
-	msgq_count(slot, MSGQ_FAILED, receiver->failed);
 	if (receiver->remove)
 		msgq_count(slot, MSGQ_ACKED, receiver->taken);
 	else
 		msgq_wake_for_due_time(slot, receiver->lease_end, receiver->now);
 }
 
-/* One look at the open queue, at the time of now. */
+/* Looks through the open queue. */
 static void
-take_messages(Receiver *receiver)
+look_through(Receiver *receiver)
 {
 	MsgqStorage *storage = receiver->storage;
 
-	receiver->now = msgq_now();
 	if (!receiver->remove && !receiver->only_look)
 		receiver->lease_end =
 			msgq_time_after(receiver->now, receiver->timeout ?
@@ -283,6 +345,43 @@ take_messages(Receiver *receiver)
 	for (int i = 0; i < storage->nsegments && receiver->wanted > 0; i++)
 		take_ready(receiver, storage->segments[i]);
 	report(receiver);
+}
+
+/*
+ * As many as the queue's limit on messages in flight allows.  A pop leaves
+ * nothing in flight.
+ */
+static void
+look_within_limit(Receiver *receiver)
+{
+	int			wanted = receiver->wanted;
+	int			limit = receiver->storage->queue->max_in_flight;
+	LOCKTAG		tag;
+	int			room;
+
+	msgq_queue_lock_tag(&tag, receiver->storage->queue, MSGQ_LOCK_IN_FLIGHT);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+	room = limit - msgq_count_in_flight(receiver->storage, receiver->now, limit);
+	receiver->wanted = Min(wanted, room);
+	if (room > 0)
+		look_through(receiver);
+	receiver->wanted += Max(wanted - room, 0);
+	(void) LockRelease(&tag, ExclusiveLock, false);
+}
+
+/* One look at the open queue, at the time of now. */
+static void
+take_messages(Receiver *receiver)
+{
+	const MsgqQueue *queue = receiver->storage->queue;
+
+	receiver->now = msgq_now();
+	if (queue->paused & MSGQ_PAUSED_RECEIVE)
+		return;
+	if (queue->max_in_flight > 0 && !receiver->remove)
+		look_within_limit(receiver);
+	else
+		look_through(receiver);
 }
 
 /*
@@ -332,7 +431,8 @@ look(Receiver *receiver)
 
 	open_storage(receiver, MSGQ_IN_USE);
 	take_messages(receiver);
-	if (receiver->wanted < wanted || !wants_drained(receiver->storage->queue))
+	if (receiver->wanted < wanted || receiver->given_up > 0 ||
+		!wants_drained(receiver->storage->queue))
 		return;
 	msgq_storage_let_go(receiver->storage);
 	open_storage(receiver, MSGQ_ALL);
@@ -396,7 +496,8 @@ look_until(Receiver *receiver, TimestampTz deadline)
 		MemoryContextSwitchTo(caller);
 		slot = receiver->storage->slot;
 		msgq_wait_looked(slot);
-		if (receiver->wanted < wanted || receiver->now >= deadline)
+		if (receiver->wanted < wanted || receiver->given_up > 0 ||
+			receiver->now >= deadline)
 			break;
 
 		due = next_due_time(receiver);

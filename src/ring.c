@@ -58,7 +58,8 @@
  * that on a segment, as for all who change queues (admin.c).
  *
  * The audit.  Rows that are ready or due, are below their frontier and in none
- * of its exceptions, are lost to receivers; there should be none.  Rows that
+ * of its exceptions, are lost to receivers, unless they have expired; there
+ * should be none.  Rows that
  * came in around the functions can be such.  The audit reads the frontier
  * first and takes its snapshot then, so that what it finds was behind the
  * frontier all the time.  It sends the frontier back to the start.
@@ -474,9 +475,12 @@ has_row_for_somebody(Relation table)
 	return has_row(table, &snapshot);
 }
 
-/* By a snapshot that is newer than our lock. */
-static bool
-has_row_now(Relation table)
+/*
+ * Is there a row?  By a snapshot that is newer than the caller's lock, if that
+ * keeps others from writing.
+ */
+bool
+msgq_table_has_row(Relation table)
 {
 	bool		found;
 
@@ -514,7 +518,7 @@ reclaim_locked(const MsgqRing *ring, const MsgqRingSegment *segment,
 	MsgqSpi		spi;
 
 	msgq_point(MSGQ_POINT_RING_LOCKED);
-	is_empty = !has_row_now(table);
+	is_empty = !msgq_table_has_row(table);
 	if (is_empty && is_snapshot_safe(segment) && has_row_for_somebody(table))
 	{
 		table_close(table, NoLock);
@@ -631,18 +635,20 @@ count_behind(Relation table, MsgqOrder order, const MsgqFrontier *frontier)
 	Oid			type = order == MSGQ_READY ? INT8OID : TIMESTAMPTZOID;
 	Oid			array = order == MSGQ_READY ? INT8ARRAYOID : TIMESTAMPTZARRAYOID;
 	const char *key = order == MSGQ_READY ? "id" : "visible_at";
-	Oid			types[] = {type, array, array};
+	Oid			types[] = {type, array, array, TIMESTAMPTZOID};
 	Datum		values[] = {
 		Int64GetDatum(frontier->position),
 		PointerGetDatum(exception_keys(frontier, type, false)),
-		PointerGetDatum(exception_keys(frontier, type, true))
+		PointerGetDatum(exception_keys(frontier, type, true)),
+		TimestampTzGetDatum(msgq_now())
 	};
 	int64		found;
 	MsgqSpi		spi;
 
 	msgq_spi_begin(&spi, msgq_storage_owner());
 	msgq_spi_run_with(psprintf("SELECT count(*) FROM msgq.%s "
-							   "WHERE visible_at IS %s NULL AND %s < $1 AND NOT EXISTS ("
+							   "WHERE visible_at IS %s NULL AND %s < $1 "
+							   "AND (expires_at IS NULL OR expires_at > $4) AND NOT EXISTS ("
 							   "SELECT FROM unnest($2, $3) AS e (low, high) "
 							   "WHERE %s BETWEEN low AND high)",
 							   RelationGetRelationName(table),

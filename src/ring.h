@@ -21,6 +21,8 @@ typedef struct MsgqRound
 	int64		audited;		/* segments */
 	int64		defects;		/* messages found behind a frontier */
 	int64		waiting;		/* segments that something is in the way of */
+	int64		given_up;		/* messages that had expired, or whose
+								 * deliveries had all failed */
 	int64		failed;			/* queues that raised an error */
 } MsgqRound;
 
@@ -58,6 +60,7 @@ extern bool msgq_ring_drain(const MsgqRing *ring, const MsgqRingSegment *segment
 							MsgqRound *round, bool *parked);
 extern bool msgq_ring_reclaim(const MsgqRing *ring, const MsgqRingSegment *segment,
 							  MsgqRound *round);
+extern bool msgq_table_has_row(Relation table);
 extern void msgq_ring_audit(const MsgqQueue *queue, MsgqRound *round);
 
 #endif							/* MSGQ_RING_H */

@@ -45,6 +45,7 @@ typedef enum MsgqWhich
 typedef struct MsgqStorage
 {
 	MsgqQueue  *queue;
+	const char *command;		/* the caller's name, for messages */
 	AclMode		right;			/* that was checked */
 	MsgqWhich	which;
 	uint64		generation;		/* when it was looked up */
@@ -52,6 +53,9 @@ typedef struct MsgqStorage
 	MsgqAppend	append;			/* while appending */
 	int			nsegments;
 	MsgqSegment **segments;
+	bool		is_changed;		/* something was removed */
+	struct MsgqStorage *dead_letters;	/* the dead-letter queue, once
+										 * something has gone there */
 } MsgqStorage;
 
 /* A walk over a range of keys of one segment, in one of the two orders. */

@@ -25,6 +25,7 @@
 #include "utils/timestamp.h"
 
 #include "argument.h"
+#include "limits.h"
 #include "message.h"
 #include "segment.h"
 #include "stats.h"
@@ -48,6 +49,7 @@ typedef struct Outgoing
 	bool	   *no_headers;		/* headers[i] is NULL */
 	TimestampTz now;
 	TimestampTz *visible_at;	/* 0: ready at once */
+	Interval  **ttl;			/* NULL: the queue's */
 } Outgoing;
 
 static void
@@ -59,6 +61,7 @@ allocate(Outgoing *out, int n, AttrNumber content_column)
 	out->headers = palloc0(sizeof(Datum) * n);
 	out->no_headers = palloc(sizeof(bool) * n);
 	out->visible_at = palloc0(sizeof(TimestampTz) * n);
+	out->ttl = palloc0(sizeof(Interval *) * n);
 	memset(out->no_headers, true, sizeof(bool) * n);
 	out->now = msgq_now();
 }
@@ -96,10 +99,23 @@ check_sizes(const Outgoing *out, const MsgqQueue *queue)
 	}
 }
 
+/* When does a message expire, by its own or the queue's time; 0 for never. */
+static TimestampTz
+expiry(const Outgoing *out, int i, const MsgqQueue *queue)
+{
+	TimestampTz own = out->ttl[i] ? msgq_time_after(out->now, out->ttl[i]) : 0;
+	TimestampTz most =
+	queue->has_ttl ? msgq_time_after(out->now, &queue->message_ttl) : 0;
+
+	return own == 0 ? most : most == 0 ? own : Min(own, most);
+}
+
 /* Sets all columns of a new message. */
 static void
-fill_row(TupleTableSlot *row, const Outgoing *out, int i, int64 id)
+fill_row(TupleTableSlot *row, const Outgoing *out, int i,
+		 const MsgqQueue *queue, int64 id)
 {
+	TimestampTz expires_at = expiry(out, i, queue);
 	Datum	   *values = row->tts_values;
 	bool	   *nulls = row->tts_isnull;
 
@@ -115,6 +131,8 @@ fill_row(TupleTableSlot *row, const Outgoing *out, int i, int64 id)
 	SET(out->content_column, out->contents[i]);
 	if (out->visible_at[i] != 0)
 		SET(Anum_segment_visible_at, TimestampTzGetDatum(out->visible_at[i]));
+	if (expires_at != 0)
+		SET(Anum_segment_expires_at, TimestampTzGetDatum(expires_at));
 	if (!out->no_headers[i])
 		SET(Anum_segment_headers, out->headers[i]);
 #undef SET
@@ -134,7 +152,7 @@ store_chunk(MsgqSegment *segment, const MsgqQueue *queue, const Outgoing *out,
 		int			i = first + n;
 
 		ids[i] = nextval_internal(queue->sequence, false);
-		fill_row(rows[n++], out, i, ids[i]);
+		fill_row(rows[n++], out, i, queue, ids[i]);
 		bytes += message_bytes(out, i);
 	}
 	msgq_point(MSGQ_POINT_SEND_NUMBERED);
@@ -152,7 +170,9 @@ store(const char *command, const char *name, const Outgoing *out, int64 *ids)
 	int			nrows = Min(out->n, CHUNK_ROWS);
 	TupleTableSlot **rows = palloc(sizeof(TupleTableSlot *) * (nrows + 1));
 
+	msgq_check_may_send(storage->queue);
 	check_sizes(out, storage->queue);
+	msgq_make_length(storage, out->n, out->now);
 	rows[0] = segment->new_row;
 	for (int i = 1; i < nrows; i++)
 		rows[i] = table_slot_create(segment->table, NULL);
@@ -258,6 +278,20 @@ set_times(Outgoing *out, FunctionCallInfo fcinfo, int n)
 		out->visible_at[i] = visible_at;
 }
 
+/* A time to live, the same for all messages, from argument number n. */
+static void
+set_ttl(Outgoing *out, FunctionCallInfo fcinfo, int n)
+{
+	Interval   *ttl;
+
+	if (PG_ARGISNULL(n))
+		return;
+	ttl = PG_GETARG_INTERVAL_P(n);
+	msgq_check_interval(ttl, "ttl");
+	for (int i = 0; i < out->n; i++)
+		out->ttl[i] = ttl;
+}
+
 /* ---------------------------------------------------------------------------
  * One message: arguments queue, content, headers, delay, deliver_at,
  * priority, group_key, ttl, idempotency_key
@@ -287,8 +321,7 @@ send_one(FunctionCallInfo fcinfo, const char *command, AttrNumber column,
 	refuse_priority(DatumGetInt32(msgq_arg(fcinfo, 5, "priority")) == 0);
 	if (!PG_ARGISNULL(6))
 		msgq_refuse_unsupported("a group key");
-	if (!PG_ARGISNULL(7))
-		msgq_refuse_unsupported("a time to live");
+	set_ttl(&out, fcinfo, 7);
 	if (!PG_ARGISNULL(8))
 		msgq_refuse_unsupported("an idempotency key");
 	store(command, queue, &out, &id);
@@ -396,8 +429,7 @@ send_several(FunctionCallInfo fcinfo, const char *command, AttrNumber column,
 	set_times(&out, fcinfo, 3);
 	refuse_priority(DatumGetInt32(msgq_arg(fcinfo, 5, "priority")) == 0);
 	refuse_keys(fcinfo, 6, "group_keys", &out, "a group key");
-	if (!PG_ARGISNULL(7))
-		msgq_refuse_unsupported("a time to live");
+	set_ttl(&out, fcinfo, 7);
 	refuse_keys(fcinfo, 8, "idempotency_keys", &out, "an idempotency key");
 
 	ids = palloc(sizeof(int64) * n);
@@ -443,6 +475,15 @@ text_value(const char *key, const JsonbValue *value)
 	return pnstrdup(value->val.string.val, value->val.string.len);
 }
 
+static Interval *
+interval_value(const char *key, const JsonbValue *value)
+{
+	return DatumGetIntervalP(DirectFunctionCall3(interval_in,
+												 CStringGetDatum(text_value(key, value)),
+												 ObjectIdGetDatum(InvalidOid),
+												 Int32GetDatum(-1)));
+}
+
 /* Raises an error for a key that send knows and this version does not. */
 static void
 refuse_key(const char *key, const JsonbValue *value)
@@ -458,8 +499,6 @@ refuse_key(const char *key, const JsonbValue *value)
 	}
 	else if (strcmp(key, "group_key") == 0)
 		msgq_refuse_unsupported("a group key");
-	else if (strcmp(key, "ttl") == 0)
-		msgq_refuse_unsupported("a time to live");
 	else if (strcmp(key, "idempotency_key") == 0)
 		msgq_refuse_unsupported("an idempotency key");
 	else
@@ -501,10 +540,12 @@ set_message(Outgoing *out, int i, JsonbContainer *object)
 		else if (strcmp(key, "headers") == 0)
 			set_headers(out, i, JsonbPGetDatum(JsonbValueToJsonb(&value)));
 		else if (strcmp(key, "delay") == 0)
-			delay = DatumGetIntervalP(DirectFunctionCall3(interval_in,
-														  CStringGetDatum(text_value(key, &value)),
-														  ObjectIdGetDatum(InvalidOid),
-														  Int32GetDatum(-1)));
+			delay = interval_value(key, &value);
+		else if (strcmp(key, "ttl") == 0)
+		{
+			out->ttl[i] = interval_value(key, &value);
+			msgq_check_interval(out->ttl[i], key);
+		}
 		else if (strcmp(key, "deliver_at") == 0)
 		{
 			deliver_at = DatumGetTimestampTz(DirectFunctionCall3(timestamptz_in,

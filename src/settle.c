@@ -1,7 +1,7 @@
 /*
  * settle.c
- *		Ends or prolongs a delivery: ack, nack, extend, release; and, by the
- *		id of a message, cancel and expire_lease.
+ *		Ends or prolongs a delivery: ack, nack, reject, extend, release; and,
+ *		by the id of a message, cancel and expire_lease.
  *
  * A receipt is good for the one delivery that it was given for (message.h).
  * It has no effect once the message was settled, or given to somebody else,
@@ -24,6 +24,9 @@
  * The time of a change is read after the waiting, just before it is made.  A
  * due time must not be in the past when its index entry appears (frontier.c).
  *
+ * A reject, and the nack of a message whose last delivery that was, removes the
+ * message, and stores it in the dead-letter queue (deadletter.c).
+ *
  * A batch goes through its receipts in the order of ids, so that two batches
  * with the same messages do not deadlock.
  *
@@ -45,6 +48,8 @@
 #include "utils/timestamp.h"
 
 #include "argument.h"
+#include "deadletter.h"
+#include "history.h"
 #include "message.h"
 #include "owner.h"
 #include "segment.h"
@@ -52,14 +57,11 @@
 #include "testing.h"
 #include "wakeup.h"
 
-/* The header that nack's error is kept in, and how much of it is. */
-#define ERROR_HEADER		"msgq-error"
-#define MAX_ERROR_BYTES		1024
-
 typedef enum Action
 {
 	ACK,
 	NACK,
+	REJECT,
 	EXTEND,
 	RELEASE,
 	CANCEL,
@@ -73,7 +75,7 @@ typedef struct Settlement
 	const char *command;		/* the caller's name, for messages */
 	MsgqReceipt receipt;		/* only its id, for the last two actions */
 	Interval   *time;			/* nack: delay or NULL; extend: timeout */
-	char	   *error;			/* nack: text or NULL */
+	char	   *error;			/* nack, reject: text or NULL */
 	bool		strict;
 } Settlement;
 
@@ -112,11 +114,12 @@ headers_with_error(TupleTableSlot *row, char *error)
 	Datum		addition;
 
 	key.type = jbvString;
-	key.val.string.val = ERROR_HEADER;
-	key.val.string.len = strlen(ERROR_HEADER);
+	key.val.string.val = MSGQ_ERROR_HEADER;
+	key.val.string.len = strlen(MSGQ_ERROR_HEADER);
 	value.type = jbvString;
 	value.val.string.val = error;
-	value.val.string.len = pg_mbcliplen(error, strlen(error), MAX_ERROR_BYTES);
+	value.val.string.len = pg_mbcliplen(error, strlen(error),
+										MSGQ_MAX_ERROR_BYTES);
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
 	pushJsonbValue(&state, WJB_KEY, &key);
 	pushJsonbValue(&state, WJB_VALUE, &value);
@@ -180,6 +183,7 @@ change_of(const Settlement *settlement, const MsgqQueue *queue,
 			change.unlease = true;
 			break;
 		case ACK:
+		case REJECT:
 		case CANCEL:
 			Assert(false);
 			break;
@@ -187,15 +191,40 @@ change_of(const Settlement *settlement, const MsgqQueue *queue,
 	return change;
 }
 
+/* Does the queue give the message up by this, and why? */
+static bool
+gives_up(const Settlement *settlement, const MsgqQueue *queue,
+		 TupleTableSlot *row, MsgqReason *reason)
+{
+	*reason = MSGQ_REASON_REJECTED;
+	if (settlement->action == REJECT)
+		return true;
+	*reason = MSGQ_REASON_MAX_DELIVERIES;
+	return settlement->action == NACK && msgq_is_exhausted(queue, row, 1);
+}
+
+static MsgqOutcome
+give_up(const Settlement *settlement, MsgqStorage *storage,
+		MsgqSegment *segment, MsgqReason reason, bool wait)
+{
+	MsgqOutcome outcome = msgq_segment_remove(segment, wait);
+
+	if (outcome == MSGQ_DONE)
+		msgq_dead_letter(storage, segment->row, reason, settlement->error,
+						 msgq_now());
+	return outcome;
+}
+
 /*
  * Does it to the row in segment->row.  MSGQ_DONE, or *stale is set, or
  * somebody else has the row.
  */
 static MsgqOutcome
-apply(const Settlement *settlement, const MsgqQueue *queue,
+apply(const Settlement *settlement, MsgqStorage *storage,
 	  MsgqSegment *segment, bool wait, bool *stale)
 {
 	TimestampTz now = msgq_now();
+	MsgqReason	reason;
 	MsgqChange	change;
 
 	*stale = !is_applicable(settlement, segment->row, now);
@@ -203,7 +232,9 @@ apply(const Settlement *settlement, const MsgqQueue *queue,
 		return MSGQ_GONE;
 	if (settlement->action == ACK || settlement->action == CANCEL)
 		return msgq_segment_remove(segment, wait);
-	change = change_of(settlement, queue, segment->row, now);
+	if (gives_up(settlement, storage->queue, segment->row, &reason))
+		return give_up(settlement, storage, segment, reason, wait);
+	change = change_of(settlement, storage->queue, segment->row, now);
 	return msgq_segment_change(segment, &change, wait);
 }
 
@@ -279,8 +310,7 @@ settle_contended(const Settlement *settlement, MsgqStorage *storage)
 		}
 		if (msgq_segment_wait(segment))
 			continue;
-		if (apply(settlement, storage->queue, segment, true,
-				  &stale) == MSGQ_DONE)
+		if (apply(settlement, storage, segment, true, &stale) == MSGQ_DONE)
 			return SETTLED;
 		if (stale)
 			return STALE;
@@ -300,8 +330,7 @@ settle_in_open(const Settlement *settlement, MsgqStorage *storage)
 		CHECK_FOR_INTERRUPTS();
 		if (!msgq_segment_find(segment, settlement->receipt.id))
 			continue;
-		if (apply(settlement, storage->queue, segment, false,
-				  &stale) == MSGQ_DONE)
+		if (apply(settlement, storage, segment, false, &stale) == MSGQ_DONE)
 			return SETTLED;
 		if (stale)
 			return STALE;
@@ -311,9 +340,14 @@ settle_in_open(const Settlement *settlement, MsgqStorage *storage)
 
 /* What it means for others: counters, and wake-ups after the commit. */
 static void
-report_settled(const Settlement *settlement, MsgqSlot *slot)
+report_settled(const Settlement *settlement, const MsgqStorage *storage)
 {
+	MsgqSlot   *slot = storage->slot;
 	TimestampTz now;
+
+	/* What has left flight makes room for another message. */
+	if (storage->queue->max_in_flight > 0)
+		msgq_wake_at_commit(slot, 1);
 
 	switch (settlement->action)
 	{
@@ -336,6 +370,8 @@ report_settled(const Settlement *settlement, MsgqSlot *slot)
 			msgq_wake_for_due_time(slot, msgq_time_after(now, settlement->time),
 								   now);
 			break;
+		case REJECT:
+			break;				/* counted where it went */
 	}
 }
 
@@ -362,7 +398,7 @@ settle(const Settlement *settlement, MsgqStorage **storage)
 	}
 	if (result == SETTLED)
 	{
-		report_settled(settlement, (*storage)->slot);
+		report_settled(settlement, *storage);
 		return true;
 	}
 	return report_stale(settlement, (*storage)->queue, result == STALE);
@@ -506,6 +542,18 @@ nack_arguments(FunctionCallInfo fcinfo, const char *command)
 	return settlement;
 }
 
+/* reject's: reason, strict. */
+static Settlement
+reject_arguments(FunctionCallInfo fcinfo, const char *command)
+{
+	Settlement	settlement = {.action = REJECT,.command = command};
+
+	if (!PG_ARGISNULL(2))
+		settlement.error = msgq_arg_text(fcinfo, 2, "reason");
+	settlement.strict = msgq_arg_bool(fcinfo, 3, "strict");
+	return settlement;
+}
+
 /* extend's: visibility_timeout, strict. */
 static Settlement
 extend_arguments(FunctionCallInfo fcinfo, const char *command)
@@ -561,6 +609,24 @@ Datum
 msgq_nack_batch(PG_FUNCTION_ARGS)
 {
 	Settlement	settlement = nack_arguments(fcinfo, "msgq.nack_batch()");
+
+	return settle_batch(fcinfo, &settlement);
+}
+
+PG_FUNCTION_INFO_V1(msgq_reject);
+Datum
+msgq_reject(PG_FUNCTION_ARGS)
+{
+	Settlement	settlement = reject_arguments(fcinfo, "msgq.reject()");
+
+	return settle_one(fcinfo, &settlement);
+}
+
+PG_FUNCTION_INFO_V1(msgq_reject_batch);
+Datum
+msgq_reject_batch(PG_FUNCTION_ARGS)
+{
+	Settlement	settlement = reject_arguments(fcinfo, "msgq.reject_batch()");
 
 	return settle_batch(fcinfo, &settlement);
 }

@@ -113,10 +113,11 @@ add_counts(int64 *sum, const int64 *counts)
 static int64
 change_of_live(const int64 *counts)
 {
-	return counts[MSGQ_SENT] - counts[MSGQ_ACKED] - counts[MSGQ_EXPIRED] -
-		counts[MSGQ_DROPPED] - counts[MSGQ_DEAD_LETTERED] -
-		counts[MSGQ_PURGED] - counts[MSGQ_CANCELLED] -
-		counts[MSGQ_ARCHIVED] - counts[MSGQ_REDRIVEN];
+	return counts[MSGQ_SENT] + counts[MSGQ_REDRIVEN] -
+		counts[MSGQ_ACKED] - counts[MSGQ_ARCHIVED] -
+		counts[MSGQ_DEAD_LETTERED] - counts[MSGQ_EXPIRED] -
+		counts[MSGQ_DROPPED] - counts[MSGQ_PURGED] -
+		counts[MSGQ_CANCELLED];
 }
 
 /* After the commit, or the end of it otherwise; cannot fail. */
@@ -454,16 +455,20 @@ reckon_depth(const MsgqQueue *queue, TimestampTz now, Depth *depth)
 }
 
 /*
- * Counts a queue for the slot.  A transaction that commits just now may be
- * counted twice, or not at all, until the next time.
+ * Counts a queue for the slot, one process at a time.  A transaction that
+ * commits just now may be counted twice, or not at all, until the next time.
  */
 void
 msgq_stats_recount(const MsgqQueue *queue, MsgqSlot *slot)
 {
-	uint64		before = pg_atomic_read_u64(&slot->live);
+	LOCKTAG		tag;
+	uint64		before;
 	Depth		depth;
 	int64		counted;
 
+	msgq_queue_lock_tag(&tag, queue, MSGQ_LOCK_COUNT);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+	before = pg_atomic_read_u64(&slot->live);
 	count_messages(queue, msgq_now(), &depth);
 	counted = depth.ready + depth.delayed + depth.in_flight;
 	pg_atomic_fetch_add_u64(&slot->live, (uint64) counted - before);
@@ -471,6 +476,64 @@ msgq_stats_recount(const MsgqQueue *queue, MsgqSlot *slot)
 	pg_atomic_write_u64(&slot->counted_in_flight, depth.in_flight);
 	pg_write_barrier();
 	pg_atomic_write_u32(&slot->has_live, 1);
+	(void) LockRelease(&tag, ExclusiveLock, false);
+}
+
+/* The first count of a queue that nobody has counted yet. */
+static void
+count_first(const MsgqQueue *queue, MsgqSlot *slot)
+{
+	LOCKTAG		tag;
+	MsgqSpi		before;
+
+	msgq_queue_lock_tag(&tag, queue, MSGQ_LOCK_COUNT);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+	if (!pg_atomic_read_u32(&slot->has_live))
+	{
+		msgq_become_owner(&before);
+		msgq_stats_recount(queue, slot);
+		msgq_become_caller(&before);
+	}
+	(void) LockRelease(&tag, ExclusiveLock, false);
+}
+
+/* By reading the queue: as many as it has, and one more than its limit at most. */
+static int64
+read_length(const MsgqQueue *queue)
+{
+	bool		is_null;
+	int64		length;
+	MsgqSpi		spi;
+
+	msgq_spi_begin(&spi, msgq_storage_owner());
+	msgq_spi_run("SELECT count(*) FROM (SELECT FROM msgq.q%d LIMIT " INT64_FORMAT ") AS messages",
+				 queue->id, queue->max_length + 1);
+	length = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
+										 SPI_tuptable->tupdesc, 1, &is_null));
+	msgq_spi_end(&spi);
+	return length;
+}
+
+/*
+ * The number of messages of a queue with a limit on it: what is committed, and
+ * what the current transaction has added.
+ */
+int64
+msgq_stats_length(const MsgqQueue *queue, MsgqSlot *slot)
+{
+	int64		length;
+
+	if (slot == NULL)
+		return read_length(queue);
+	if (!pg_atomic_read_u32(&slot->has_live))
+		count_first(queue, slot);
+	length = (int64) pg_atomic_read_u64(&slot->live);
+	for (int i = 0; i < npending; i++)
+	{
+		if (pending[i].slot == slot)
+			length += change_of_live(pending[i].counts);
+	}
+	return Max(length, 0);
 }
 
 /* ---------------------------------------------------------------------------

@@ -276,6 +276,7 @@ msgq_storage_open(const char *command, const char *name, AclMode right,
 	Relation   *tables;
 	int			n;
 
+	storage->command = command;
 	storage->right = right;
 	storage->which = which;
 	if (command)
@@ -319,6 +320,8 @@ close_tables(MsgqStorage *storage, LOCKMODE mode)
 void
 msgq_storage_close(MsgqStorage *storage)
 {
+	if (storage->dead_letters)
+		close_tables(storage->dead_letters, NoLock);
 	close_tables(storage, NoLock);
 	CommandCounterIncrement();
 }
@@ -337,27 +340,22 @@ msgq_storage_is_partial(const MsgqStorage *storage)
 }
 
 /*
- * Closes it where nothing was changed, and gives back its locks, so that
- * nobody has to wait for one who only waits.
+ * Closes it and, if nothing was changed, gives back its locks, so that nobody
+ * has to wait for one who only waits.
  */
 void
 msgq_storage_let_go(MsgqStorage *storage)
 {
-	close_tables(storage, RowExclusiveLock);
+	if (storage->is_changed)
+		msgq_storage_close(storage);
+	else
+		close_tables(storage, RowExclusiveLock);
 }
 
 /* ---------------------------------------------------------------------------
  * The append horizon
  * ---------------------------------------------------------------------------
  */
-
-/* Object 1 of the sequence's class: locks nothing that SQL locks. */
-static void
-append_lock_tag(LOCKTAG *tag, const MsgqQueue *queue)
-{
-	SET_LOCKTAG_OBJECT(*tag, MyDatabaseId, RelationRelationId,
-					   queue->sequence, 1);
-}
 
 /* Before the first id of a call is taken. */
 void
@@ -370,7 +368,7 @@ msgq_append_begin(MsgqStorage *storage)
 		storage->append = msgq_append_publish(storage->queue, storage->slot);
 		return;
 	}
-	append_lock_tag(&tag, storage->queue);
+	msgq_queue_lock_tag(&tag, storage->queue, MSGQ_LOCK_APPEND);
 	(void) LockAcquire(&tag, ShareLock, false, false);
 }
 
@@ -387,7 +385,7 @@ msgq_append_end(MsgqStorage *storage, int64 last)
 			msgq_raise(&storage->slot->highest_id, last);
 		return;
 	}
-	append_lock_tag(&tag, storage->queue);
+	msgq_queue_lock_tag(&tag, storage->queue, MSGQ_LOCK_APPEND);
 	(void) LockRelease(&tag, ShareLock, false);
 }
 
@@ -432,7 +430,7 @@ msgq_append_horizon(const MsgqStorage *storage)
 		horizon = msgq_append_lowest(storage->queue, horizon);
 		return horizon == PG_INT64_MIN ? horizon : horizon - 1;
 	}
-	append_lock_tag(&tag, storage->queue);
+	msgq_queue_lock_tag(&tag, storage->queue, MSGQ_LOCK_APPEND);
 	if (LockAcquire(&tag, ExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
 		return PG_INT64_MIN;
 	horizon = msgq_last_id(storage->queue);

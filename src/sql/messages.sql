@@ -22,9 +22,9 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.send(text, jsonb, jsonb, interval, timestamptz, int, text, interval, text) IS
 'stores one message as part of the caller''s transaction, whose COMMIT is the confirmation; needs the right send.
-body: the content (a JSON null is one). headers: a JSON object beside it; names that begin with msgq- are the server''s. delay or deliver_at, not both: not before that time; a time that has passed means at once. priority (0), group_key, ttl, idempotency_key (NULL): not supported yet.
+body: the content (a JSON null is one). headers: a JSON object beside it; names that begin with msgq- are the server''s. delay or deliver_at, not both: not before that time; a time that has passed means at once. ttl: the message expires so long after it was sent, if that is before the queue''s message_ttl; 0 or more. priority (0), group_key, idempotency_key (NULL): not supported yet.
 Result: the id of the message, unique in its queue, provisional until the commit.
-Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, 0A000 argument not supported yet, 25006 read-only or standby.';
+Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, MQ004 paused, MQ005 queue full, 0A000 argument not supported yet, 25006 read-only or standby.';
 
 CREATE FUNCTION msgq.send_bytes(
 	queue text,
@@ -42,9 +42,9 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.send_bytes(text, bytea, jsonb, interval, timestamptz, int, text, interval, text) IS
 'stores one message as part of the caller''s transaction, whose COMMIT is the confirmation; needs the right send.
-data: the content, also of no bytes. headers: a JSON object beside it; names that begin with msgq- are the server''s. delay or deliver_at, not both: not before that time; a time that has passed means at once. priority (0), group_key, ttl, idempotency_key (NULL): not supported yet.
+data: the content, also of no bytes. headers: a JSON object beside it; names that begin with msgq- are the server''s. delay or deliver_at, not both: not before that time; a time that has passed means at once. ttl: the message expires so long after it was sent, if that is before the queue''s message_ttl; 0 or more. priority (0), group_key, idempotency_key (NULL): not supported yet.
 Result: the id of the message, unique in its queue, provisional until the commit.
-Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, 0A000 argument not supported yet, 25006 read-only or standby.';
+Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, MQ004 paused, MQ005 queue full, 0A000 argument not supported yet, 25006 read-only or standby.';
 
 CREATE FUNCTION msgq.send_batch(
 	queue text,
@@ -64,7 +64,7 @@ COMMENT ON FUNCTION msgq.send_batch(text, jsonb[], jsonb[], interval, timestampt
 'stores up to 10000 messages, all or none; needs the right send.
 bodies: one-dimensional, no NULLs; an empty array stores nothing. headers: NULL, or one element for each message, NULL for none. The rest as for msgq.send.
 Result: the ids in the order of the input.
-Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, 0A000 argument not supported yet, 25006 read-only or standby.';
+Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, MQ004 paused, MQ005 queue full, 0A000 argument not supported yet, 25006 read-only or standby.';
 
 CREATE FUNCTION msgq.send_bytes_batch(
 	queue text,
@@ -84,7 +84,7 @@ COMMENT ON FUNCTION msgq.send_bytes_batch(text, bytea[], jsonb[], interval, time
 'stores up to 10000 messages, all or none; needs the right send.
 datas: one-dimensional, no NULLs; an empty array stores nothing. headers: NULL, or one element for each message, NULL for none. The rest as for msgq.send.
 Result: the ids in the order of the input.
-Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, 0A000 argument not supported yet, 25006 read-only or standby.';
+Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, MQ004 paused, MQ005 queue full, 0A000 argument not supported yet, 25006 read-only or standby.';
 
 CREATE FUNCTION msgq.send_messages(queue text, messages jsonb)
 RETURNS TABLE (ordinal int, id bigint, duplicate boolean)
@@ -95,7 +95,7 @@ COMMENT ON FUNCTION msgq.send_messages(text, jsonb) IS
 'stores up to 10000 messages, all or none, for drivers without arrays of jsonb; needs the right send.
 messages: a JSON array of objects with the arguments of msgq.send as keys (body is required; delay and deliver_at as text).
 Result: a row for each message in the order of the input: ordinal from 1, id, duplicate (false).
-Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument (22007 for a time that is none), 54000 message too large, 0A000 argument not supported yet, 25006 read-only or standby.';
+Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument (22007 for a time that is none), 54000 message too large, MQ004 paused, MQ005 queue full, 0A000 argument not supported yet, 25006 read-only or standby.';
 
 CREATE FUNCTION msgq.receive(
 	queue text,
@@ -166,7 +166,7 @@ AS 'MODULE_PATHNAME', 'msgq_nack'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.nack(text, uuid, interval, text, boolean) IS
-'gives the message back as failed; needs the right receive. Waits if another transaction is changing the message.
+'gives the message back as failed; if that was the last delivery that the queue allows, gives it up (msgq.reject). Needs the right receive. Waits if another transaction is changing the message.
 delay: how long it stays invisible; NULL means exponential backoff with full jitter (see msgq.create_queue). error: kept in the header msgq-error, cut after 1024 bytes. strict: raise an error instead of returning false.
 Result: true, or false if the receipt is stale: the message is gone or was given to somebody else; then nothing has changed.
 Errors: 42704 no such queue, 42501 no right receive, 22004 NULL, 22023 bad argument, MQ001 stale receipt with strict, 25006 read-only or standby.';
@@ -185,6 +185,35 @@ COMMENT ON FUNCTION msgq.nack_batch(text, uuid[], interval, text, boolean) IS
 'msgq.nack for up to 10000 receipts. A receipt that stands twice counts once.
 Result: the stale receipts, in the order of the input; NULL or empty in, empty out.
 Errors: as for msgq.nack; 54000 too many receipts.';
+
+CREATE FUNCTION msgq.reject(
+	queue text,
+	receipt uuid,
+	reason text DEFAULT NULL,
+	strict boolean DEFAULT false)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'msgq_reject'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION msgq.reject(text, uuid, text, boolean) IS
+'gives the message up at once, whatever deliveries are left: it goes to the dead-letter queue, or is removed if there is none; needs the right receive. Waits if another transaction is changing the message.
+reason: kept as "error" in the message''s history, cut after 1024 bytes. strict: raise an error instead of returning false.
+Result: true, or false if the receipt is stale: the message is gone or was given to somebody else; then nothing has changed.
+Errors: 42704 no such queue, 42501 no right receive, 22004 NULL, MQ001 stale receipt with strict, 25006 read-only or standby.';
+
+CREATE FUNCTION msgq.reject_batch(
+	queue text,
+	receipts uuid[],
+	reason text DEFAULT NULL,
+	strict boolean DEFAULT false)
+RETURNS uuid[]
+AS 'MODULE_PATHNAME', 'msgq_reject_batch'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION msgq.reject_batch(text, uuid[], text, boolean) IS
+'msgq.reject for up to 10000 receipts. A receipt that stands twice counts once.
+Result: the stale receipts, in the order of the input; NULL or empty in, empty out.
+Errors: as for msgq.reject; 54000 too many receipts.';
 
 CREATE FUNCTION msgq.extend(
 	queue text,
@@ -276,5 +305,21 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.why_empty(text) IS
 'says why a receive would return nothing; needs the right peek. Looks at every message, so it is for people, not for polling.
-Result: NULL if there is something to receive, else in_flight (leased, or held by an open transaction), delayed, or empty.
+Result: NULL if there is something to receive, else paused, in_flight_limit (there would be, but for max_in_flight), in_flight (leased, or held by an open transaction), delayed, expired (only such), or empty.
 Errors: 42704 no such queue, 42501 no right, 22004 NULL.';
+
+CREATE FUNCTION msgq.redrive(
+	dead_letter_queue text,
+	target text DEFAULT NULL,
+	max_messages int DEFAULT NULL,
+	filter jsonpath DEFAULT NULL,
+	dry_run boolean DEFAULT false)
+RETURNS bigint
+AS 'MODULE_PATHNAME', 'msgq_redrive'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION msgq.redrive(text, text, int, jsonpath, boolean) IS
+'takes dead letters back: removes them from their queue and stores them in another one; needs the right manage on the first and send on the second. What is in flight, or held by an open transaction, is passed by. Counters start again; history and time of sending stay, and the id where a message returns to its own queue. Limits on the target''s length do not count.
+target: NULL for the queue in which each died last, by its name of then. max_messages: at most so many; NULL for all. filter: a jsonpath on {"headers": ..., "body": ...}; a predicate must be true, any other path must find something. dry_run: only count.
+Result: how many messages were taken back, or would be.
+Errors: 42704 no such queue, 42501 no right, 22004 NULL, 22023 bad argument, or a message that is no dead letter and no target, MQ004 target is paused, 25006 read-only or standby.';

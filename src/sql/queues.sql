@@ -5,8 +5,8 @@
 CREATE FUNCTION msgq.create_queue(
 	queue text,
 	visibility_timeout interval DEFAULT '30 s',
-	max_deliveries int DEFAULT 0,
-	dead_letter_queue text DEFAULT '',
+	max_deliveries int DEFAULT 10,
+	dead_letter_queue text DEFAULT NULL,
 	retry_delay interval DEFAULT '5 s',
 	retry_multiplier float8 DEFAULT 2,
 	max_retry_delay interval DEFAULT '10 min',
@@ -27,9 +27,9 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.create_queue(text, interval, int, text, interval, float8, interval, interval, bigint, text, int, int, int, boolean, text, interval, interval, boolean) IS
 'makes a queue; the caller needs CREATE on schema msgq and gets all rights on it, with grant option.
-queue: 1 to 63 bytes of printable text, taken as it is. visibility_timeout: how long a received message stays invisible, above 0. retry_delay, retry_multiplier, max_retry_delay: nack without a delay waits a random time between 0 and least(max_retry_delay, retry_delay * retry_multiplier ^ (failures - 1)). max_message_bytes: limit on body plus headers, 1 to 209715200. if_not_exists: an existing queue is left alone, with a warning if its settings differ.
+queue: 1 to 63 bytes of printable text, taken as it is. visibility_timeout: how long a received message stays invisible, above 0. max_deliveries: so many failed deliveries, by nack, by the end of a lease or by the rollback of a pop, and a message is given up; 0 for no limit. dead_letter_queue: where messages go that are given up, a queue to which the caller may send; NULL for one that is made with the queue and named <queue>.dead; an empty string for none: then they are removed. retry_delay, retry_multiplier, max_retry_delay: nack without a delay waits a random time between 0 and least(max_retry_delay, retry_delay * retry_multiplier ^ (failures - 1)). message_ttl: messages expire so long after they were sent; NULL for never. max_length: messages that the queue may have, whatever their state; NULL for no limit; open transactions may overshoot it by what they send. overflow: what becomes of a message for which there is no room: reject raises MQ005; drop_oldest removes the oldest messages, dead_letter moves them to the dead-letter queue. max_message_bytes: limit on body plus headers, 1 to 209715200. max_in_flight: messages that may be leased at the same time; NULL for no limit. if_not_exists: an existing queue is left alone, with a warning if its settings differ.
 The other settings have one allowed value in this version, their default.
-Errors: 22023 bad name or setting, 22004 NULL, 42710 queue exists, 42501 no right, 0A000 setting not supported yet.';
+Errors: 22023 bad name or setting, or dead letters that would come back, 22004 NULL, 42710 queue exists, 42704 no such dead-letter queue, 42501 no right, 0A000 setting not supported yet.';
 
 CREATE FUNCTION msgq.alter_queue(queue text, settings jsonb)
 RETURNS void
@@ -47,9 +47,9 @@ AS 'MODULE_PATHNAME', 'msgq_drop_queue'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.drop_queue(text, boolean) IS
-'drops a queue with all its messages; needs the right admin. Waits for transactions that use the queue.
+'drops a queue with all its messages; needs the right admin. Waits for transactions that use the queue. The dead-letter queue <queue>.dead goes with it, unless it holds messages or other queues use it.
 Result: true, or false if there was none and if_exists is true.
-Errors: 42704 no such queue, 42501 no right, 22004 NULL.';
+Errors: 42704 no such queue, 42501 no right, 22004 NULL, 2BP01 other queues'' dead letters go there.';
 
 CREATE FUNCTION msgq.rename_queue(queue text, new_name text)
 RETURNS void
@@ -57,7 +57,7 @@ AS 'MODULE_PATHNAME', 'msgq_rename_queue'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.rename_queue(text, text) IS
-'gives a queue another name; messages, receipts and rights stay; needs the right admin.
+'gives a queue another name; messages, receipts and rights stay, and queues whose dead letters go there follow. The dead-letter queue <queue>.dead is renamed along, if <new_name>.dead can be had. Needs the right admin.
 Errors: 42704 no such queue, 42710 new_name is taken, 22023 bad name, 42501 no right, 22004 NULL.';
 
 CREATE FUNCTION msgq.purge(queue text)
@@ -69,6 +69,24 @@ COMMENT ON FUNCTION msgq.purge(text) IS
 'removes every message that the transaction can see, also those in flight, whose receipts become stale; needs the right manage. Waits for transactions that hold messages.
 Result: the number of messages removed.
 Errors: 42704 no such queue, 42501 no right, 22004 NULL, 40001 above READ COMMITTED if another transaction changed one.';
+
+CREATE FUNCTION msgq.pause(queue text, what text DEFAULT 'receive')
+RETURNS void
+AS 'MODULE_PATHNAME', 'msgq_pause'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION msgq.pause(text, text) IS
+'pauses a queue, for calls that begin after the commit; needs the right manage. Messages are kept, and those in flight can be settled.
+what: receive (receivers find nothing, and wait on), send (senders get the error MQ004; dead letters come in nevertheless) or all; adds to what is paused already.
+Errors: 42704 no such queue, 42501 no right, 22004 NULL, 22023 bad argument.';
+
+CREATE FUNCTION msgq.resume(queue text, what text DEFAULT 'receive')
+RETURNS void
+AS 'MODULE_PATHNAME', 'msgq_resume'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION msgq.resume(text, text) IS
+'ends a pause; needs the right manage. what: receive, send or all. Errors: as for msgq.pause.';
 
 CREATE FUNCTION msgq.grant(name text, role text, "right" text)
 RETURNS void

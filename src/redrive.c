@@ -1,0 +1,256 @@
+/*
+ * redrive.c
+ *		Takes dead letters back to the queues in which they died.
+ *
+ * Each message is removed from the dead-letter queue and stored anew in its
+ * target, all in the caller's transaction.  What somebody holds, by a lease or
+ * by an open transaction, is passed by; nobody is waited for.
+ *
+ * The message begins anew: no counters, the target's time to live.  Its
+ * history stays, and so does the time at which it was first sent.  In the
+ * dead-letter queue it counts as acknowledged, in the target as redriven.
+ *
+ * A message that returns to the queue in which it died gets its id back.
+ * That id lies behind the frontier of the ready walk, so the row is stored as
+ * due, by which walks find it (frontier.c).  The id is free as long as the
+ * queue is still the same one: ids are never given twice, and the message is
+ * nowhere else.
+ *
+ * src/redrive.c
+ */
+#include "msgq.h"
+
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/jsonb.h"
+#include "utils/jsonpath.h"
+
+#include "argument.h"
+#include "deadletter.h"
+#include "history.h"
+#include "message.h"
+#include "stats.h"
+#include "testing.h"
+
+/* One call of redrive. */
+typedef struct Redrive
+{
+	MsgqStorage *source;
+	char	   *target_name;	/* NULL: where each came from */
+	JsonPath   *filter;			/* or NULL */
+	bool		dry_run;
+	int64		wanted;			/* so many more */
+	int64		done;
+	TimestampTz now;
+	List	   *targets;		/* of MsgqStorage, open */
+} Redrive;
+
+/* {"headers": ..., "body": ...}: what a filter sees of a message. */
+static Jsonb *
+filter_input(TupleTableSlot *row)
+{
+	static const struct
+	{
+		const char *key;
+		AttrNumber	column;
+	}			fields[] = {
+		{"headers", Anum_segment_headers},
+		{"body", Anum_segment_body}
+	};
+	JsonbParseState *state = NULL;
+
+	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	for (int i = 0; i < (int) lengthof(fields); i++)
+	{
+		JsonbValue	key = {.type = jbvString};
+		JsonbValue	value = {.type = jbvNull};
+
+		key.val.string.val = (char *) fields[i].key;
+		key.val.string.len = strlen(fields[i].key);
+		if (!msgq_row_is_null(row, fields[i].column))
+			JsonbToJsonbValue(DatumGetJsonbP(msgq_row_value(row, fields[i].column)),
+							  &value);
+		pushJsonbValue(&state, WJB_KEY, &key);
+		pushJsonbValue(&state, WJB_VALUE, &value);
+	}
+	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
+}
+
+/*
+ * Does the filter take this message?  A path that is a predicate says so; any
+ * other one does if it finds something.
+ */
+static bool
+passes_filter(JsonPath *filter, TupleTableSlot *row)
+{
+	FmgrInfo	function;
+
+	LOCAL_FCINFO(call, 4);
+	Datum		found;
+	JsonbValue	value;
+	Jsonb	   *jsonb;
+
+	if (filter == NULL)
+		return true;
+	fmgr_info(F_JSONB_PATH_QUERY_FIRST, &function);
+	InitFunctionCallInfoData(*call, &function, 4, InvalidOid, NULL, NULL);
+	call->args[0].value = JsonbPGetDatum(filter_input(row));
+	call->args[1].value = PointerGetDatum(filter);
+	call->args[2].value = DirectFunctionCall1(jsonb_in, CStringGetDatum("{}"));
+	call->args[3].value = BoolGetDatum(true);	/* silent */
+	for (int i = 0; i < 4; i++)
+		call->args[i].isnull = false;
+	found = FunctionCallInvoke(call);
+	if (call->isnull)
+		return false;
+	jsonb = DatumGetJsonbP(found);
+	return !JB_ROOT_IS_SCALAR(jsonb) ||
+		!JsonbExtractScalar(&jsonb->root, &value) ||
+		value.type != jbvBool || value.val.boolean;
+}
+
+/* The queue of this name, opened once for the call. */
+static MsgqStorage *
+open_target(Redrive *redrive, const char *name)
+{
+	ListCell   *cell;
+	MsgqStorage *target;
+
+	foreach(cell, redrive->targets)
+	{
+		target = lfirst(cell);
+		if (strcmp(NameStr(target->queue->name), name) == 0)
+			return target;
+	}
+	target = msgq_storage_open("msgq.redrive()", name, MSGQ_RIGHT_SEND,
+							   MSGQ_ACTIVE);
+	redrive->targets = lappend(redrive->targets, target);
+	return target;
+}
+
+/* Where the message is to go; with an error if nobody knows. */
+static MsgqStorage *
+target_of(Redrive *redrive, TupleTableSlot *row)
+{
+	const char *source = NameStr(redrive->source->queue->name);
+	MsgqDeath	death;
+
+	if (redrive->target_name)
+		return open_target(redrive, redrive->target_name);
+	if (!msgq_history_last(row, &death))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("message " INT64_FORMAT " of queue \"%s\" is no dead letter",
+						msgq_row_id(row), source),
+				 errdetail("It has no header \"msgq-death\" that says where it came from."),
+				 errhint("Give a target, or a filter that leaves such messages out.")));
+	if (msgq_queue_find(death.queue) == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("queue \"%s\" does not exist", death.queue),
+				 errdetail("Message " INT64_FORMAT " of queue \"%s\" came from there.",
+						   msgq_row_id(row), source),
+				 errhint("Give a target, or a filter that leaves such messages out.")));
+	return open_target(redrive, death.queue);
+}
+
+/*
+ * The id that the message had in this queue; 0 if that was another queue, or
+ * a namesake that was dropped.
+ */
+static int64
+id_in(const MsgqQueue *queue, TupleTableSlot *row)
+{
+	MsgqDeath	death;
+
+	if (!msgq_history_last(row, &death) ||
+		strcmp(death.queue, NameStr(queue->name)) != 0 ||
+		death.died_at < queue->created_at || death.id > msgq_last_id(queue))
+		return 0;
+	return death.id;
+}
+
+/* Stores the message, which was removed, in its target. */
+static void
+send_back(Redrive *redrive, TupleTableSlot *row)
+{
+	MsgqStorage *target = target_of(redrive, row);
+	MsgqCopy	how = {.id = id_in(target->queue, row)};
+
+	if (how.id != 0)
+		how.visible_at = msgq_now();
+	msgq_store_copy(target, row, &how, redrive->now);
+	msgq_count(target->slot, MSGQ_REDRIVEN, 1);
+	msgq_count(redrive->source->slot, MSGQ_ACKED, 1);
+}
+
+/* All messages of a segment in one order that nobody holds. */
+static void
+redrive_segment(Redrive *redrive, MsgqSegment *segment, MsgqOrder order)
+{
+	MsgqWalk   *walk = msgq_walk_begin(segment, order, PG_INT64_MIN + 1,
+									   PG_INT64_MAX);
+	MsgqChange	no_change = {0};
+
+	while (redrive->wanted > 0 && msgq_walk_next(walk))
+	{
+		if (TransactionIdIsValid(walk->open_xid) ||
+			msgq_row_is_in_flight(segment->row, redrive->now) ||
+			msgq_is_expired(segment->row, redrive->now) ||
+			!passes_filter(redrive->filter, segment->row))
+			continue;
+		if (redrive->dry_run)
+			(void) target_of(redrive, segment->row);
+		else if (msgq_walk_remove(walk, &no_change) == MSGQ_DONE)
+			send_back(redrive, segment->new_row);
+		else
+			continue;
+		redrive->wanted--;
+		redrive->done++;
+	}
+	msgq_walk_end(walk);
+}
+
+/* redrive(dead_letter_queue, target, max_messages, filter, dry_run) */
+PG_FUNCTION_INFO_V1(msgq_redrive);
+Datum
+msgq_redrive(PG_FUNCTION_ARGS)
+{
+	char	   *name = msgq_arg_name(fcinfo, 0, "dead_letter_queue");
+	Redrive		redrive = {.wanted = PG_INT64_MAX};
+	ListCell   *cell;
+
+	if (!PG_ARGISNULL(1))
+		redrive.target_name = msgq_arg_name(fcinfo, 1, "target");
+	if (!PG_ARGISNULL(2))
+	{
+		redrive.wanted = PG_GETARG_INT32(2);
+		if (redrive.wanted < 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("argument \"%s\" must not be negative",
+							"max_messages")));
+	}
+	if (!PG_ARGISNULL(3))
+		redrive.filter = PG_GETARG_JSONPATH_P(3);
+	redrive.dry_run = msgq_arg_bool(fcinfo, 4, "dry_run");
+	if (redrive.target_name && strcmp(redrive.target_name, name) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("the target of a redrive must be another queue")));
+
+	redrive.source = msgq_storage_open("msgq.redrive()", name,
+									   MSGQ_RIGHT_MANAGE, MSGQ_ALL);
+	redrive.now = msgq_now();
+	if (redrive.target_name)
+		(void) open_target(&redrive, redrive.target_name);
+	for (int i = 0; i < redrive.source->nsegments; i++)
+	{
+		redrive_segment(&redrive, redrive.source->segments[i], MSGQ_DUE);
+		redrive_segment(&redrive, redrive.source->segments[i], MSGQ_READY);
+	}
+	foreach(cell, redrive.targets)
+		msgq_storage_close(lfirst(cell));
+	msgq_storage_close(redrive.source);
+	PG_RETURN_INT64(redrive.done);
+}
