@@ -34,7 +34,7 @@ my $node =
 $node->safe_psql(
 	'postgres', q{
 	-- Retries come back fast, so that the end can be waited for.
-	SELECT msgq.create_queue('race', visibility_timeout => '2 s',
+	SELECT msgq.create_queue('race', max_deliveries => 0, visibility_timeout => '2 s',
 		retry_delay => '20 ms', max_retry_delay => '200 ms');
 	CREATE SEQUENCE payload;
 	CREATE TABLE sent (p bigint, level text);

@@ -57,12 +57,12 @@ my $session = session($node);
 
 foreach my $name (@refused)
 {
-	is($session->fails("SELECT msgq.create_queue($name)"),
+	is($session->fails("SELECT msgq.create_queue($name, dead_letter_queue => '')"),
 		'22023', "refused as a queue's name: $name");
 }
 foreach my $name (@names)
 {
-	$session->safe("SELECT msgq.create_queue($name)");
+	$session->safe("SELECT msgq.create_queue($name, dead_letter_queue => '')");
 	$session->safe(
 		"SELECT msgq.send($name, jsonb_build_object('name', $name))");
 	# The comment names the queue.

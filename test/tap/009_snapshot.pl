@@ -26,7 +26,8 @@ my $node = new_node('snapshot', 'shared_buffers = 128MB');
 $node->safe_psql(
 	'postgres', q{
 	SELECT msgq.create_queue('ready', visibility_timeout => '1 h');
-	SELECT msgq.create_queue('due', visibility_timeout => '1 h');
+	SELECT msgq.create_queue('due', max_deliveries => 0,
+		visibility_timeout => '1 h');
 	SELECT msgq.create_queue('later', visibility_timeout => '1 h');
 	SELECT msgq.create_queue('pop', visibility_timeout => '1 h');
 	CREATE TABLE bystander AS SELECT 1 AS i;

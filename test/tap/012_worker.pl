@@ -671,7 +671,8 @@ $primary->start;
 $primary->safe_psql(
 	'postgres', q{
 	CREATE EXTENSION msgq;
-	SELECT msgq.create_queue('q', visibility_timeout => '1 h');
+	SELECT msgq.create_queue('q', visibility_timeout => '1 h',
+		dead_letter_queue => '');
 	SELECT msgq.send_batch('q', '{1,2,3}');
 	SELECT count(*) FROM msgq.pop('q', 1);
 	SELECT msgq.maintain();

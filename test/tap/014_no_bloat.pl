@@ -33,7 +33,7 @@ my $node = new_node(
 	"msgq.segment_size = '1MB'",
 	'autovacuum_naptime = 1s');
 my $session = session($node);
-$session->safe(q{SELECT msgq.create_queue('q', visibility_timeout => '1 h')});
+$session->safe(q{SELECT msgq.create_queue('q', visibility_timeout => '1 h', dead_letter_queue => '')});
 my $id = $session->safe("SELECT id FROM msgq.queues WHERE name = 'q'");
 my $is_shared = $session->safe(
 	"SELECT detail NOT LIKE 'none%' FROM msgq.health()

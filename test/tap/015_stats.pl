@@ -22,7 +22,7 @@ my $is_shared = $session->safe(
 	"SELECT detail NOT LIKE 'none%' FROM msgq.health()
 	WHERE check_name = 'shared_memory'") eq 't';
 
-$session->safe(q{SELECT msgq.create_queue('q', visibility_timeout => '1 h')});
+$session->safe(q{SELECT msgq.create_queue('q', visibility_timeout => '1 h', dead_letter_queue => '')});
 
 my @names = qw(sent delivered acked failed expired dropped dead_lettered
   redelivered purged cancelled archived redriven);
@@ -223,7 +223,7 @@ SKIP:
 # A large queue
 # ---------------------------------------------------------------------------
 
-$session->safe(q{SELECT msgq.create_queue('big', visibility_timeout => '1 h')});
+$session->safe(q{SELECT msgq.create_queue('big', visibility_timeout => '1 h', dead_letter_queue => '')});
 
 sub depth
 {
@@ -307,7 +307,7 @@ SKIP:
 
 	$session->safe(
 		q{SELECT msgq.drop_queue('q');
-		SELECT msgq.create_queue('q' || n, visibility_timeout => '1 h')
+		SELECT msgq.create_queue('q' || n, visibility_timeout => '1 h', dead_letter_queue => '')
 		FROM generate_series(1, 6) n});
 	# Each is used by two sessions that take turns.
 	foreach my $round (1 .. 3)
