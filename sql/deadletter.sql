@@ -132,6 +132,9 @@ SELECT msgq.reject('none', receipt) FROM msgq.receive('none');
 SELECT ready, dropped_total, dead_lettered_total FROM msgq.queue_stats WHERE queue = 'none' AND sent_total IS NOT NULL;
 SELECT count(*) FROM msgq.peek('none');
 
+-- health() tells.
+SELECT status, detail FROM msgq.health() WHERE check_name = 'dead_letters';
+
 -- The worker gives up what nobody meets.
 SELECT msgq.create_queue('swept', max_deliveries => 1, visibility_timeout => '1 s');
 SELECT msgq.send_batch('swept', '{1,2,3}');

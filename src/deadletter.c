@@ -263,6 +263,35 @@ sweep_one(MsgqStorage *storage, int64 id, TimestampTz now)
 }
 
 /*
+ * When will there be something to give up, if nothing happens until then: the
+ * end of a time to live, or of a last lease; 0 for never.  Costs a scan of the
+ * queue.
+ */
+TimestampTz
+msgq_dead_letter_due(const MsgqQueue *queue, TimestampTz now)
+{
+	Oid			types[] = {TIMESTAMPTZOID, INT4OID};
+	Datum		values[] = {TimestampTzGetDatum(now),
+	Int32GetDatum(queue->max_deliveries > 0 ? queue->max_deliveries : PG_INT32_MAX)};
+	Datum		due;
+	bool		is_null;
+	MsgqSpi		spi;
+
+	msgq_spi_begin(&spi, msgq_storage_owner());
+	msgq_spi_run_with(psprintf("SELECT min(CASE "
+							   "WHEN leased_at IS NULL OR visible_at <= $1 THEN expires_at "
+							   "WHEN failures >= $2 - 1 THEN visible_at "
+							   "WHEN expires_at IS NOT NULL THEN greatest(expires_at, visible_at) "
+							   "END) FROM msgq.q%d", queue->id),
+					  SPI_OK_SELECT, lengthof(values), types, values, NULL,
+					  false);
+	due = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
+						&is_null);
+	msgq_spi_end(&spi);
+	return is_null ? 0 : DatumGetTimestampTz(due);
+}
+
+/*
  * Gives up what has expired or is exhausted, and nobody has met; returns how
  * many messages that were.  Costs a scan of the queue.  For the worker, as the
  * storage's owner.

@@ -36,6 +36,8 @@ extern void msgq_dead_letter(MsgqStorage *storage, TupleTableSlot *row,
 							 TimestampTz now);
 extern void msgq_store_copy(MsgqStorage *target, TupleTableSlot *row,
 							const MsgqCopy *how, TimestampTz now);
+extern TimestampTz msgq_dead_letter_due(const MsgqQueue *queue,
+										TimestampTz now);
 extern int	msgq_dead_letter_sweep(const MsgqQueue *queue, TimestampTz now);
 
 #endif							/* MSGQ_DEADLETTER_H */

@@ -146,6 +146,21 @@ check_segments(Report *report)
 		"none waits to be reclaimed");
 }
 
+/* Of the queues at which the caller may look. */
+static void
+check_dead_letters(Report *report)
+{
+	char	   *found = query("SELECT string_agg(format('%s in \"%s\"', n, queue), ', ' ORDER BY queue) "
+							  "FROM (SELECT queue, ready + delayed + in_flight AS n "
+							  "FROM msgq.queue_stats) AS depth "
+							  "WHERE n > 0 AND queue IN ("
+							  "SELECT settings->>'dead_letter_queue' FROM msgq.queues)");
+
+	put(report, "dead_letters", found ? "warning" : "ok",
+		found ? psprintf("messages were given up: %s; look at them with msgq.peek(), take them back with msgq.redrive()",
+						 found) : "there are none");
+}
+
 static void
 check_audit(Report *report)
 {
@@ -180,6 +195,7 @@ msgq_health(PG_FUNCTION_ARGS)
 	check_synchronous_commit(&report);
 	check_oldest_snapshot(&report);
 	check_segments(&report);
+	check_dead_letters(&report);
 	check_audit(&report);
 	check_wakeups(&report);
 	return (Datum) 0;

@@ -78,6 +78,9 @@ typedef struct Memory
 	TimestampTz next_count;		/* when its cost allows to count again */
 	TimestampTz next_save;
 	TimestampTz next_sweep;
+	uint64		swept_activity; /* what the counters were at the last one */
+	TimestampTz due;			/* when there is something to be swept, as the
+								 * last sweep saw it; 0: never */
 } Memory;
 
 /* A step: something that is done to a queue, or to one of its segments. */
@@ -355,23 +358,35 @@ static void
 sweep_step(MsgqMaintenance *m, int32 queue_id, int n)
 {
 	TimestampTz begun = GetCurrentTimestamp();
-	MsgqQueue  *queue = find_queue(queue_id);
-	Memory	   *memory = queue && m->memory ? remember(m, queue->sequence) : NULL;
+	MsgqQueue  *queue;
+	Memory	   *memory;
+	MsgqSlot   *slot = find_slot(m, queue_id, &queue, &memory);
+	uint64		activity = slot ? activity_of(slot) : 0;
 	MsgqSpi		before;
 	int			given_up;
 
-	if (queue == NULL || (memory && begun < memory->next_sweep) ||
-		!msgq_stats_can_count(queue))
+	if (queue == NULL || (memory && begun < memory->next_sweep))
 		return;
+	if (!msgq_stats_can_count(queue))
+	{
+		if (memory)
+			memory->swept_activity = activity;
+		return;
+	}
 	msgq_become_owner(&before);
 	given_up = msgq_dead_letter_sweep(queue, msgq_now());
+	if (given_up == 0 && memory)
+		memory->due = msgq_dead_letter_due(queue, msgq_now());
 	msgq_become_caller(&before);
 	m->round.given_up += given_up;
 	if (given_up > 0)
 		m->busy = true;
 	else if (memory)
+	{
+		memory->swept_activity = activity;
 		memory->next_sweep = begun +
 			Max(SWEEP_TIME, COST_FACTOR * (GetCurrentTimestamp() - begun));
+	}
 }
 
 /* Saves the totals, now and then. */
@@ -461,6 +476,15 @@ is_active(MsgqMaintenance *m, const Work *work)
 	return GetCurrentTimestamp() - memory->changed_at < SETTLE_TIME;
 }
 
+/* Is there something to be given up, though nothing has happened? */
+static bool
+is_due(MsgqMaintenance *m, const Work *work)
+{
+	Memory	   *memory = remember(m, work->sequence);
+
+	return memory->due != 0 && memory->due <= msgq_now();
+}
+
 static void
 maintain_queue(MsgqMaintenance *m, const Work *work)
 {
@@ -468,7 +492,7 @@ maintain_queue(MsgqMaintenance *m, const Work *work)
 	int64		waiting = m->round.waiting;
 	Memory	   *memory;
 
-	if (!is_active(m, work))
+	if (!is_active(m, work) && !is_due(m, work))
 		return;
 	run_step(m, turn_step, work->queue_id, 0);
 	waiting = m->round.waiting - waiting;
@@ -540,6 +564,41 @@ msgq_maintain_save(MsgqMaintenance *m)
 			run_step(m, save_step, work[i].queue_id, 0);
 	}
 	pfree(work);
+}
+
+/*
+ * When somebody should look again, if nothing happens until then; 0 for never.
+ * A queue that was too large to be swept after its last use is due as soon as
+ * its cost allows, and what could not be given up, because somebody holds it,
+ * is tried again later.
+ */
+TimestampTz
+msgq_maintain_due(MsgqMaintenance *m)
+{
+	int			n;
+	Work	   *work = list_work(m, &n);
+	TimestampTz earliest = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		MsgqSlot   *slot = work[i].n != 0 ? NULL :
+		msgq_slot_find(work[i].sequence, work[i].created_at);
+		Memory	   *memory;
+		TimestampTz due;
+
+		if (slot == NULL)
+			continue;
+		memory = remember(m, work[i].sequence);
+		if (memory->due == 0 && memory->swept_activity == activity_of(slot))
+			continue;
+		due = Max(memory->due, memory->next_sweep);
+		if (due <= msgq_now())
+			due = msgq_now() + SETTLE_TIME;
+		if (earliest == 0 || due < earliest)
+			earliest = due;
+	}
+	pfree(work);
+	return earliest;
 }
 
 /*

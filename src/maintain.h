@@ -35,6 +35,7 @@ extern void msgq_maintain_remember(MsgqMaintenance *m);
 extern void msgq_maintain_round(MsgqMaintenance *m);
 extern bool msgq_maintain_notify(MsgqMaintenance *m);
 extern void msgq_maintain_save(MsgqMaintenance *m);
+extern TimestampTz msgq_maintain_due(MsgqMaintenance *m);
 
 extern void msgq_worker_lock_tag(LOCKTAG *tag, int kind);
 extern bool msgq_database_is_wanted(Oid database);

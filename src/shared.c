@@ -69,7 +69,7 @@
 
 /* "msgq", and a number to be raised with every change of the layout. */
 #define SHARED_MAGIC		0x6d736771
-#define SHARED_LAYOUT		1
+#define SHARED_LAYOUT		2
 
 #define DEFAULT_QUEUES		256
 
@@ -225,6 +225,7 @@ init_shared(void *memory)
 		pg_atomic_init_u32(&home->databases[i].active, 0);
 		pg_atomic_init_u32(&home->databases[i].wanted, 0);
 		pg_atomic_init_u32(&home->databases[i].worker_pid, 0);
+		pg_atomic_init_u64(&home->databases[i].due_at, 0);
 	}
 	for (int i = 0; i < home->nprocesses; i++)
 	{
@@ -728,6 +729,7 @@ msgq_database_free(MsgqDatabase *entry)
 {
 	pg_atomic_write_u32(&entry->active, 0);
 	pg_atomic_write_u32(&entry->wanted, 0);
+	pg_atomic_write_u64(&entry->due_at, 0);
 	pg_atomic_write_u32(&entry->database, InvalidOid);
 }
 

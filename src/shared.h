@@ -90,6 +90,8 @@ typedef struct MsgqDatabase
 	pg_atomic_uint32 active;	/* used since a worker looked last */
 	pg_atomic_uint32 wanted;	/* the launcher was asked for a worker */
 	pg_atomic_uint32 worker_pid;	/* 0: no worker runs */
+	pg_atomic_uint64 due_at;	/* when there is something for a worker to do
+								 * though nobody uses msgq; 0: never */
 } MsgqDatabase;
 
 #define MSGQ_MAX_DATABASES	64

@@ -7,7 +7,9 @@
  * it is used, and for every database once after the server's start, since
  * there may be segments to reclaim.  When it is not preloaded, backends that
  * use msgq start the worker themselves.  A worker ends when for IDLE_TIME
- * there was nothing to do; so there is one while a database is busy.  One that
+ * there was nothing to do; so there is one while a database is busy.  As it
+ * leaves it says when the next message expires, or is to be given up after its
+ * last lease, and the launcher starts one then.  One that
  * ends by accident is started again in the same ways, within the launcher's
  * RESTART_TIME or with the next use.
  *
@@ -61,6 +63,7 @@
 #include "maintain.h"
 #include "queue.h"
 #include "shared.h"
+#include "testing.h"
 #include "worker.h"
 
 /* Without something to do for this long, a worker ends. */
@@ -328,6 +331,17 @@ start_if_there(Oid database, MsgqDatabase *entry)
 	return done;
 }
 
+/* Is there a reason for a worker to run there? */
+static bool
+wants_worker(MsgqDatabase *entry)
+{
+	uint64		due_at = pg_atomic_read_u64(&entry->due_at);
+
+	return pg_atomic_read_u32(&entry->wanted) != 0 ||
+		pg_atomic_read_u32(&entry->active) != 0 ||
+		(due_at != 0 && (TimestampTz) due_at <= msgq_now());
+}
+
 /*
  * Starts workers where they are wanted and none runs.  One that was started
  * takes a moment until it says so; meanwhile all ask for it.
@@ -345,8 +359,7 @@ start_where_wanted(void)
 		TimestampTz *started = &started_at[i - 1];
 
 		if (pg_atomic_read_u32(&entry->worker_pid) != 0 ||
-			(pg_atomic_read_u32(&entry->wanted) == 0 &&
-			 pg_atomic_read_u32(&entry->active) == 0) ||
+			!wants_worker(entry) ||
 			(*started <= now && now - *started < START_TIME))
 			continue;
 		pg_atomic_write_u32(&entry->wanted, 0);
@@ -485,6 +498,7 @@ enter_database(void)
 	}
 	if (entry)
 	{
+		pg_atomic_write_u64(&entry->due_at, 0);
 		pg_atomic_write_u32(&entry->worker_pid, MyProcPid);
 		before_shmem_exit(leave_database, PointerGetDatum(entry));
 	}
@@ -551,6 +565,16 @@ pin_settings(void)
 	SetConfigOption("search_path", "pg_catalog", PGC_SUSET, PGC_S_OVERRIDE);
 }
 
+/* We leave, and somebody should come back then, if that is not 0. */
+static void
+tell_when_due(TimestampTz due)
+{
+	MsgqDatabase *entry = msgq_database_get(MyDatabaseId);
+
+	if (entry)
+		pg_atomic_write_u64(&entry->due_at, (uint64) due);
+}
+
 /*
  * Rounds until there is nothing to do, or somebody wants us to leave.  Ends
  * of transactions leave the current memory context elsewhere.
@@ -600,6 +624,7 @@ work(MsgqMaintenance *m)
 			now - last_busy > IDLE_TIME + msgq_worker_interval * INT64CONST(1000))
 		{
 			msgq_maintain_save(m);
+			tell_when_due(msgq_maintain_due(m));
 			return;
 		}
 		next = next_round;

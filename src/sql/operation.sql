@@ -21,7 +21,7 @@ AS 'MODULE_PATHNAME', 'msgq_health'
 LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 10;
 
 COMMENT ON FUNCTION msgq.health() IS
-'says what is wrong: one row for each check, with status ok, warning or error, and what is the matter. Checks: worker, shared_memory, synchronous_commit, oldest_snapshot, segments, audit, wakeups. Other users'' transactions are seen only by members of pg_read_all_stats.';
+'says what is wrong: one row for each check, with status ok, warning or error, and what is the matter. Checks: worker, shared_memory, synchronous_commit, oldest_snapshot, segments, dead_letters, audit, wakeups. Other users'' transactions are seen only by members of pg_read_all_stats.';
 
 CREATE FUNCTION msgq.list_drained(OUT segment regclass)
 RETURNS SETOF regclass
