@@ -34,6 +34,7 @@ OBJS = \
 	src/deadletter.o \
 	src/history.o \
 	src/redrive.o \
+	src/poison.o \
 	src/wakeup.o \
 	src/shared.o \
 	src/ring.o \

@@ -3,9 +3,10 @@
  *		Rounds of maintenance over all queues of a database, by the worker or
  *		by hand.
  *
- * A round turns rings and empties segments (ring.c), gives up messages that
- * have expired or whose deliveries have all failed (deadletter.c), counts and
- * audits queues, and saves their totals (stats.c).  It costs little where nothing happens:
+ * A round enters failed pops into their messages' rows (poison.c), turns rings
+ * and empties segments (ring.c), gives up messages that have expired or whose
+ * deliveries have all failed (deadletter.c), counts and audits queues, and
+ * saves their totals (stats.c).  It costs little where nothing happens:
  * a queue whose counters have not changed is passed by, and what needs a scan
  * is done again only after a time that is long compared with it.
  *
@@ -40,6 +41,7 @@
 #include "deadletter.h"
 #include "maintain.h"
 #include "owner.h"
+#include "poison.h"
 #include "ring.h"
 #include "shared.h"
 #include "stats.h"
@@ -389,6 +391,28 @@ sweep_step(MsgqMaintenance *m, int32 queue_id, int n)
 	}
 }
 
+/* Enters the pops that were rolled back. */
+static void
+poison_step(MsgqMaintenance *m, int32 queue_id, int n)
+{
+	MsgqQueue  *queue;
+	Memory	   *memory;
+	MsgqSlot   *slot = find_slot(m, queue_id, &queue, &memory);
+	MsgqStorage *storage;
+	MsgqSpi		before;
+
+	if (!msgq_poison_has_notes(slot) || !msgq_stats_can_count(queue))
+		return;
+	/* What somebody holds now is for the next round. */
+	m->busy = true;
+	msgq_become_owner(&before);
+	storage = msgq_storage_open("msgq.maintain()", NameStr(queue->name),
+								MSGQ_RIGHT_NONE, MSGQ_ALL);
+	m->round.rolled_back += msgq_poison_apply(storage);
+	msgq_storage_close(storage);
+	msgq_become_caller(&before);
+}
+
 /* Saves the totals, now and then. */
 static void
 save_step(MsgqMaintenance *m, int32 queue_id, int n)
@@ -469,6 +493,8 @@ is_active(MsgqMaintenance *m, const Work *work)
 	memory = remember(m, work->sequence);
 	if (slot == NULL)
 		return GetCurrentTimestamp() >= memory->next;
+	if (msgq_poison_has_notes(slot))
+		return true;
 	activity = activity_of(slot);
 	if (activity != memory->activity)
 		memory->changed_at = GetCurrentTimestamp();
@@ -494,6 +520,7 @@ maintain_queue(MsgqMaintenance *m, const Work *work)
 
 	if (!is_active(m, work) && !is_due(m, work))
 		return;
+	run_step(m, poison_step, work->queue_id, 0);
 	run_step(m, turn_step, work->queue_id, 0);
 	waiting = m->round.waiting - waiting;
 	run_step(m, sweep_step, work->queue_id, 0);
@@ -690,6 +717,7 @@ round_as_jsonb(const MsgqRound *round)
 	push_number(&state, "defects", round->defects);
 	push_number(&state, "waiting", round->waiting);
 	push_number(&state, "given_up", round->given_up);
+	push_number(&state, "rolled_back", round->rolled_back);
 	push_number(&state, "failed", round->failed);
 	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
 }

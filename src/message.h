@@ -17,7 +17,8 @@
  * only so may the ready walk forget what lies behind it (frontier.c).
  *
  *	receive  leased_at := now, visible_at := now + timeout, deliveries + 1;
- *	         failures + 1 if a lease had run out
+ *	         failures + 1 if a lease had run out; and what poison.c has noted
+ *	         of pops that were rolled back, in both
  *	nack     leased_at := NULL, visible_at := now + delay, failures + 1
  *	release  leased_at := NULL, visible_at := now
  *	extend   visible_at := now + timeout

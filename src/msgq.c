@@ -7,7 +7,7 @@
  * frontier.c and leases it (lease.c), and waits for it if need be (wakeup.c);
  * settle.c removes it or gives it back.  ring.c reclaims the segments,
  * maintain.c does that for all queues, worker.c in the background; health.c
- * says what is wrong, stats.c counts.  inspect.c only looks, admin.c makes and
+ * says what is wrong, stats.c counts, poison.c notes the pops that failed.  inspect.c only looks, admin.c makes and
  * drops queues, argument.c and message.c translate between SQL and C, owner.c
  * is the one place that acts with the rights of the storage's owner.
  *
@@ -24,6 +24,7 @@
 #include "utils/memutils.h"
 
 #include "frontier.h"
+#include "poison.h"
 #include "queue.h"
 #include "ring.h"
 #include "shared.h"
@@ -73,10 +74,12 @@ transaction_callback(XactEvent event, void *arg)
 	{
 		case XACT_EVENT_PRE_COMMIT:
 			msgq_lease_pre_commit();
+			msgq_poison_pre_commit();
 			break;
 		case XACT_EVENT_COMMIT:
 			msgq_frontier_transaction_ended(true);
 			msgq_stats_transaction_ended(true);
+			msgq_poison_transaction_ended(false);
 			msgq_lease_forget();
 			msgq_wakeup_transaction_ended(true);
 			break;
@@ -84,6 +87,7 @@ transaction_callback(XactEvent event, void *arg)
 			msgq_append_forget(1);
 			msgq_frontier_transaction_ended(false);
 			msgq_stats_transaction_ended(false);
+			msgq_poison_transaction_ended(true);
 			msgq_lease_forget();
 			msgq_wait_end();
 			msgq_wakeup_transaction_ended(false);
@@ -91,10 +95,13 @@ transaction_callback(XactEvent event, void *arg)
 		case XACT_EVENT_PREPARE:
 			msgq_frontier_transaction_ended(false);
 			msgq_stats_transaction_prepared();
+			msgq_poison_transaction_ended(false);
 			msgq_lease_forget();
 			msgq_wakeup_forget();
 			break;
 		case XACT_EVENT_PRE_PREPARE:
+			msgq_poison_pre_commit();
+			break;
 		case XACT_EVENT_PARALLEL_PRE_COMMIT:
 		case XACT_EVENT_PARALLEL_COMMIT:
 		case XACT_EVENT_PARALLEL_ABORT:
@@ -109,10 +116,13 @@ subtransaction_callback(SubXactEvent event, SubTransactionId mine,
 {
 	int			nest_level = GetCurrentTransactionNestLevel();
 
-	if (event == SUBXACT_EVENT_COMMIT_SUB)
+	if (event == SUBXACT_EVENT_START_SUB)
+		msgq_poison_subtransaction_started();
+	else if (event == SUBXACT_EVENT_COMMIT_SUB)
 	{
 		msgq_frontier_subtransaction_committed(nest_level);
 		msgq_stats_subtransaction_committed(nest_level);
+		msgq_poison_subtransaction_committed(nest_level);
 	}
 	else if (event == SUBXACT_EVENT_ABORT_SUB)
 	{
@@ -121,6 +131,7 @@ subtransaction_callback(SubXactEvent event, SubTransactionId mine,
 		msgq_wakeup_subtransaction_aborted();
 		msgq_frontier_subtransaction_aborted(nest_level);
 		msgq_stats_subtransaction_aborted(nest_level);
+		msgq_poison_subtransaction_aborted(nest_level);
 	}
 }
 
@@ -138,6 +149,7 @@ _PG_init(void)
 							 NULL,	/* assign hook */
 							 NULL); /* show hook */
 	msgq_testing_init();
+	msgq_poison_init();
 	msgq_wakeup_init();
 	msgq_ring_init();
 	msgq_worker_init();

@@ -26,12 +26,15 @@
  */
 #include "msgq.h"
 
+#include <math.h>
+
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/relation.h"
 #include "access/table.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
+#include "common/pg_prng.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -43,6 +46,7 @@
 #include "utils/memutils.h"
 #include "utils/rel.h"
 
+#include "argument.h"
 #include "queue.h"
 
 typedef struct CacheEntry
@@ -630,4 +634,29 @@ msgq_queue_list(AclMode right, int *n)
 			list[(*n)++] = queue;
 	}
 	return list;
+}
+
+/* ---------------------------------------------------------------------------
+ * Retries
+ * ---------------------------------------------------------------------------
+ */
+
+/*
+ * Time until the next delivery after this many failures: exponential backoff
+ * with full jitter, uniform between 0 and the backoff.  Source: M. Brooker,
+ * "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+ */
+int64
+msgq_queue_backoff(const MsgqQueue *queue, TimestampTz now, int32 failures)
+{
+	double		first = msgq_time_after(now, &queue->retry_delay) - now;
+	double		most = msgq_time_after(now, &queue->max_retry_delay) - now;
+	double		delay = first * pow(queue->retry_multiplier, failures - 1);
+
+	/* The power may have become infinite, and times zero not a number. */
+	if (first == 0)
+		delay = 0;
+	else if (delay > most)
+		delay = most;
+	return (int64) (delay * pg_prng_double(&pg_global_prng_state));
 }

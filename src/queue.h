@@ -132,6 +132,8 @@ extern void msgq_queue_lock_tag(LOCKTAG *tag, const MsgqQueue *queue,
 extern bool msgq_queue_lock_for_reading(const MsgqQueue *queue);
 extern MsgqQueue **msgq_queue_list(AclMode right, int *n);
 extern bool msgq_queue_has_right(const MsgqQueue *queue, AclMode right);
+extern int64 msgq_queue_backoff(const MsgqQueue *queue, TimestampTz now,
+								int32 failures);
 extern const char *msgq_right_name(AclMode right);
 
 extern Oid	msgq_schema_oid(void);

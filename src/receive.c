@@ -64,6 +64,7 @@
 #include "frontier.h"
 #include "limits.h"
 #include "message.h"
+#include "poison.h"
 #include "segment.h"
 #include "stats.h"
 #include "testing.h"
@@ -92,7 +93,9 @@ typedef struct Receiver
 	int			wanted;			/* so many more */
 	int			taken;
 	int			redelivered;	/* of those taken */
-	int			failed;			/* those whose lease had run out */
+	int			failed;			/* failures found: leases that had run out,
+								 * and pops that were rolled back */
+	int			rolled_back;	/* of the latter */
 	int			given_up;		/* exhausted or expired */
 	int			expired;		/* of those */
 	TimestampTz oldest_enqueued_at; /* of those taken */
@@ -121,18 +124,26 @@ deliver(Receiver *receiver, TupleTableSlot *row)
 
 /*
  * Tries to give up the free message on which the walk stands.  Its failures
- * are those that its row will have had: the end of a lease is one.
+ * are those that its row will have had: the end of a lease is one, and so are
+ * the pops that were rolled back.
  */
 static MsgqOutcome
-give_up(Receiver *receiver, MsgqWalk *walk, MsgqReason reason)
+give_up(Receiver *receiver, MsgqWalk *walk, int32 rolled_back,
+		MsgqReason reason)
 {
 	MsgqSegment *segment = walk->segment;
-	MsgqChange	change = {.more_failures = msgq_expired_leases(segment->row)};
+	MsgqSlot   *slot = receiver->storage->slot;
+	MsgqChange	change = {
+		.more_deliveries = rolled_back,
+		.more_failures = msgq_expired_leases(segment->row) + rolled_back,
+	};
 	MsgqOutcome outcome = msgq_walk_remove(walk, &change);
 
 	if (outcome != MSGQ_DONE)
 		return outcome;
-	msgq_wake_at_abort(receiver->storage->slot, 1);
+	msgq_poison_entered(slot, msgq_row_id(segment->new_row), rolled_back);
+	receiver->rolled_back += rolled_back;
+	msgq_wake_at_abort(slot, 1);
 	msgq_dead_letter(receiver->storage, segment->new_row, reason, NULL,
 					 receiver->now);
 	receiver->failed += change.more_failures;
@@ -142,35 +153,42 @@ give_up(Receiver *receiver, MsgqWalk *walk, MsgqReason reason)
 
 /* The same for a message that has expired: nobody wants it any more. */
 static MsgqOutcome
-give_up_expired(Receiver *receiver, MsgqWalk *walk)
+give_up_expired(Receiver *receiver, MsgqWalk *walk, int32 rolled_back)
 {
 	if (receiver->only_look || receiver->expired == MAX_EXPIRED)
 		return MSGQ_GONE;
 	receiver->expired++;
-	return give_up(receiver, walk, MSGQ_REASON_EXPIRED);
+	return give_up(receiver, walk, rolled_back, MSGQ_REASON_EXPIRED);
 }
 
 /* Tries to lease or remove the free message on which the walk stands. */
 static MsgqOutcome
-claim(Receiver *receiver, MsgqWalk *walk)
+claim(Receiver *receiver, MsgqWalk *walk, int32 rolled_back)
 {
 	MsgqSegment *segment = walk->segment;
+	MsgqSlot   *slot = receiver->storage->slot;
+	int64		id = msgq_row_id(segment->row);
 	MsgqOutcome outcome;
 	MsgqChange	change = {
 		.set_visible_at = !receiver->remove,
 		.visible_at = receiver->lease_end,
 		.lease = !receiver->remove,
 		.leased_at = receiver->now,
-		.more_deliveries = 1,
-		.more_failures = msgq_expired_leases(segment->row),
+		.more_deliveries = 1 + rolled_back,
+		.more_failures = msgq_expired_leases(segment->row) + rolled_back,
 	};
 
 	outcome = receiver->remove ? msgq_walk_remove(walk, &change)
 		: msgq_walk_claim(walk, &change);
 	if (outcome == MSGQ_DONE)
 	{
+		if (receiver->remove)
+			msgq_poison_popped(slot, id, rolled_back);
+		else
+			msgq_poison_entered(slot, id, rolled_back);
 		receiver->failed += change.more_failures;
-		msgq_wake_at_abort(receiver->storage->slot, 1);
+		receiver->rolled_back += rolled_back;
+		msgq_wake_at_abort(slot, 1);
 		deliver(receiver, segment->new_row);
 	}
 	return outcome;
@@ -181,19 +199,21 @@ static MsgqOutcome
 take(Receiver *receiver, MsgqWalk *walk)
 {
 	TupleTableSlot *row = walk->segment->row;
+	int32		rolled_back = msgq_poison_failures(receiver->storage->slot,
+												   msgq_row_id(row));
 
 	if (msgq_is_expired(row, receiver->now))
-		return give_up_expired(receiver, walk);
+		return give_up_expired(receiver, walk, rolled_back);
 	if (msgq_is_exhausted(receiver->storage->queue, row,
-						  msgq_expired_leases(row)))
+						  msgq_expired_leases(row) + rolled_back))
 		return receiver->only_look ? MSGQ_HELD :
-			give_up(receiver, walk, MSGQ_REASON_MAX_DELIVERIES);
+			give_up(receiver, walk, rolled_back, MSGQ_REASON_MAX_DELIVERIES);
 	if (receiver->only_look)
 	{
 		receiver->wanted = 0;
 		return MSGQ_HELD;
 	}
-	return claim(receiver, walk);
+	return claim(receiver, walk, rolled_back);
 }
 
 /* ---------------------------------------------------------------------------
@@ -316,12 +336,12 @@ report(Receiver *receiver)
 {
 	MsgqSlot   *slot = receiver->storage->slot;
 
+	msgq_count(slot, MSGQ_DELIVERED, receiver->taken + receiver->rolled_back);
 	msgq_count(slot, MSGQ_FAILED, receiver->failed);
 	if (receiver->given_up > 0)
 		receiver->oldest_enqueued_at = DT_NOBEGIN;	/* that is no mere lease */
 	if (receiver->taken == 0)
 		return;
-	msgq_count(slot, MSGQ_DELIVERED, receiver->taken);
 	msgq_count(slot, MSGQ_REDELIVERED, receiver->redelivered);
 	if (receiver->remove)
 		msgq_count(slot, MSGQ_ACKED, receiver->taken);

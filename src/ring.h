@@ -21,6 +21,7 @@ typedef struct MsgqRound
 	int64		audited;		/* segments */
 	int64		defects;		/* messages found behind a frontier */
 	int64		waiting;		/* segments that something is in the way of */
+	int64		rolled_back;	/* messages whose failed pops were entered */
 	int64		given_up;		/* messages that had expired, or whose
 								 * deliveries had all failed */
 	int64		failed;			/* queues that raised an error */

@@ -462,10 +462,8 @@ msgq_walk_claim(MsgqWalk *walk, const MsgqChange *change)
 MsgqOutcome
 msgq_walk_remove(MsgqWalk *walk, const MsgqChange *change)
 {
-	MsgqOutcome outcome = remove_row(walk->segment, false);
+	MsgqOutcome outcome = msgq_segment_remove_changed(walk->segment, change);
 
-	if (outcome == MSGQ_DONE)
-		make_new_row(walk->segment, change);
 	return outcome == MSGQ_HELD ? who_holds(walk) : outcome;
 }
 
@@ -554,4 +552,18 @@ MsgqOutcome
 msgq_segment_remove(MsgqSegment *segment, bool wait)
 {
 	return remove_row(segment, wait);
+}
+
+/*
+ * Removes it, without waiting; segment->new_row is then what the change would
+ * have made of it.
+ */
+MsgqOutcome
+msgq_segment_remove_changed(MsgqSegment *segment, const MsgqChange *change)
+{
+	MsgqOutcome outcome = remove_row(segment, false);
+
+	if (outcome == MSGQ_DONE)
+		make_new_row(segment, change);
+	return outcome;
 }

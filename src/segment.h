@@ -126,6 +126,8 @@ extern bool msgq_segment_wait(MsgqSegment *segment);
 extern MsgqOutcome msgq_segment_change(MsgqSegment *segment,
 									   const MsgqChange *change, bool wait);
 extern MsgqOutcome msgq_segment_remove(MsgqSegment *segment, bool wait);
+extern MsgqOutcome msgq_segment_remove_changed(MsgqSegment *segment,
+											   const MsgqChange *change);
 extern void msgq_segment_own_all(MsgqSegment *segment);
 
 #endif							/* MSGQ_SEGMENT_H */

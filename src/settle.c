@@ -34,11 +34,8 @@
  */
 #include "msgq.h"
 
-#include <math.h>
-
 #include "access/xact.h"
 #include "catalog/pg_type.h"
-#include "common/pg_prng.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
@@ -83,26 +80,6 @@ typedef struct Settlement
  * What each action makes of a row
  * ---------------------------------------------------------------------------
  */
-
-/*
- * Time until the next delivery after this many failures: exponential backoff
- * with full jitter, uniform between 0 and the backoff.  Source: M. Brooker,
- * "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
- */
-static int64
-backoff(const MsgqQueue *queue, TimestampTz now, int32 failures)
-{
-	double		first = msgq_time_after(now, &queue->retry_delay) - now;
-	double		most = msgq_time_after(now, &queue->max_retry_delay) - now;
-	double		delay = first * pow(queue->retry_multiplier, failures - 1);
-
-	/* The power may have become infinite, and times zero not a number. */
-	if (first == 0)
-		delay = 0;
-	else if (delay > most)
-		delay = most;
-	return (int64) (delay * pg_prng_double(&pg_global_prng_state));
-}
 
 /* The row's headers with the error in them, cut at a character's end. */
 static Datum
@@ -165,7 +142,7 @@ change_of(const Settlement *settlement, const MsgqQueue *queue,
 			change.more_failures = 1;
 			change.visible_at = settlement->time
 				? msgq_time_after(now, settlement->time)
-				: now + backoff(queue, now, failures + 1);
+				: now + msgq_queue_backoff(queue, now, failures + 1);
 			if (settlement->error)
 			{
 				change.set_headers = true;

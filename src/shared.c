@@ -4,8 +4,9 @@
  *
  * What is shared: frontiers, so that a dead row is walked over once and not
  * once by each backend; the ids that senders are about to use; who waits for
- * messages (wakeup.c); and counters (stats.c).  All of it is a hint: it is
- * empty when the server starts, and whatever it says, the rows are the truth.
+ * messages (wakeup.c); counters (stats.c); and failed deliveries of which no
+ * row tells (poison.c).  All of it is a hint: it is empty when the server
+ * starts, and whatever it says, the rows are the truth.
  *
  * There is one home for the lifetime of a server:
  *
@@ -30,7 +31,7 @@
  *
  *	shared->lock	keys of slots, floors of counters; exclusively to assign or
  *					free a slot
- *	slot->lock		frontiers of one queue
+ *	slot->lock		frontiers and notes of one queue
  *
  * Everything else is atomic.  None of these is held when a heavyweight lock
  * is taken.  A slot is freed only when its queue is gone, that is, when
@@ -69,7 +70,7 @@
 
 /* "msgq", and a number to be raised with every change of the layout. */
 #define SHARED_MAGIC		0x6d736771
-#define SHARED_LAYOUT		2
+#define SHARED_LAYOUT		3
 
 #define DEFAULT_QUEUES		256
 
@@ -178,6 +179,7 @@ clear_slot(MsgqSlot *slot)
 	pg_atomic_write_u64(&slot->live, 0);
 	pg_atomic_write_u32(&slot->has_live, 0);
 	pg_atomic_write_u64(&slot->counted_at, 0);
+	pg_atomic_write_u32(&slot->nnotes, 0);
 	pg_atomic_write_u64(&slot->notified, 0);
 }
 
@@ -196,6 +198,7 @@ init_slot(MsgqSlot *slot, int tranche, int nprocesses)
 	pg_atomic_init_u32(&slot->has_live, 0);
 	pg_atomic_init_u64(&slot->counted_at, 0);
 	pg_atomic_init_u64(&slot->counted_activity, 0);
+	pg_atomic_init_u32(&slot->nnotes, 0);
 	pg_atomic_init_u64(&slot->notified, 0);
 	for (int i = 0; i < words_for(nprocesses); i++)
 		pg_atomic_init_u64(&slot->waiters[i], 0);

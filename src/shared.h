@@ -49,6 +49,19 @@ typedef struct MsgqSegmentFrontiers
 } MsgqSegmentFrontiers;
 
 /*
+ * So many failed deliveries of a message are to be entered into its row; see
+ * poison.c.
+ */
+typedef struct MsgqNote
+{
+	int64		id;
+	int32		failures;
+} MsgqNote;
+
+/* Messages of a queue about which there can be a note at one time. */
+#define MSGQ_MAX_NOTES		128
+
+/*
  * What is shared about one queue.  A slot stays its queue's until the queue
  * is gone; whoever uses it holds a lock on one of the queue's tables, or has
  * registered as a waiter (then what he may find is another queue's slot,
@@ -57,7 +70,8 @@ typedef struct MsgqSegmentFrontiers
 typedef struct MsgqSlot
 {
 	MsgqQueueKey key;			/* shared->lock; constant while in use */
-	LWLock		lock;			/* for the frontiers, and to assign them */
+	LWLock		lock;			/* for the frontiers, to assign them, and for
+								 * the notes */
 	MsgqSegmentFrontiers segments[MSGQ_SLOT_SEGMENTS];
 
 	pg_atomic_uint64 highest_id;	/* some id was taken that is this high, or
@@ -76,6 +90,10 @@ typedef struct MsgqSlot
 	pg_atomic_uint32 has_live;
 	pg_atomic_uint64 counted_at;	/* the worker's */
 	pg_atomic_uint64 counted_activity;
+
+	/* failed deliveries that no row tells of; the number also without lock */
+	pg_atomic_uint32 nnotes;
+	MsgqNote	notes[MSGQ_MAX_NOTES];
 
 	pg_atomic_uint64 notified;	/* MSGQ_SENT when LISTENers were told last */
 

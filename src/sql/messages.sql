@@ -130,7 +130,7 @@ AS 'MODULE_PATHNAME', 'msgq_pop'
 LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 10;
 
 COMMENT ON FUNCTION msgq.pop(text, int) IS
-'receives messages and removes them, in the caller''s transaction: with the caller''s own writes in it each message has its effect exactly once, in a transaction of its own it is delivered at most once; needs the right receive. A rollback puts the messages back as they were.
+'receives messages and removes them, in the caller''s transaction: with the caller''s own writes in it each message has its effect exactly once, in a transaction of its own it is delivered at most once; needs the right receive. A rollback gives the messages back, and counts as a failed delivery (msgq.count_rollbacks).
 max_messages: 1 to 10000. Result: the messages, their counters with this delivery; receipt is NULL.
 Errors: as for msgq.receive.';
 

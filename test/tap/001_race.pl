@@ -29,7 +29,8 @@ my $seconds = 8;
 my $last_seconds = 4;
 
 my $node =
-  new_node('race', 'max_connections = 40', 'autovacuum_naptime = 1s');
+  new_node('race', 'max_connections = 40', 'autovacuum_naptime = 1s',
+	'msgq.count_rollbacks = off');
 
 $node->safe_psql(
 	'postgres', q{
