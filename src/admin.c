@@ -44,8 +44,9 @@
 #include "stats.h"
 #include "wakeup.h"
 
-/* A new queue's ring. */
+/* A new queue's ring, and each of several. */
 #define INITIAL_SEGMENTS	3
+#define LEVEL_SEGMENTS		2
 
 /* A row of msgq.queue, or its part that is settings. */
 typedef struct QueueRow
@@ -127,6 +128,7 @@ check_ranges(const QueueRow *row)
 {
 	Interval	zero = {0};
 	int32		bytes = int_setting(row, Anum_queue_max_message_bytes);
+	int32		priorities = int_setting(row, Anum_queue_priorities);
 	float8		multiplier =
 	DatumGetFloat8(row->values[Anum_queue_retry_multiplier - 1]);
 
@@ -148,8 +150,9 @@ check_ranges(const QueueRow *row)
 	if (!row->nulls[Anum_queue_max_in_flight - 1] &&
 		int_setting(row, Anum_queue_max_in_flight) < 1)
 		bad_setting(Anum_queue_max_in_flight, "must be greater than zero");
-	if (int_setting(row, Anum_queue_priorities) < 1)
-		bad_setting(Anum_queue_priorities, "must be greater than zero");
+	if (priorities < 1 || priorities > MSGQ_MAX_PRIORITIES)
+		bad_setting(Anum_queue_priorities,
+					psprintf("must be from 1 to %d", MSGQ_MAX_PRIORITIES));
 	if (!text_setting_is(row, Anum_queue_overflow, "reject") &&
 		!text_setting_is(row, Anum_queue_overflow, "drop_oldest") &&
 		!text_setting_is(row, Anum_queue_overflow, "dead_letter"))
@@ -160,14 +163,25 @@ check_ranges(const QueueRow *row)
 		bad_setting(Anum_queue_on_exhausted, "must be \"skip\" or \"block\"");
 }
 
+/* Settings that do not go together. */
+static void
+check_combinations(const QueueRow *row)
+{
+	if (int_setting(row, Anum_queue_priorities) > 1 &&
+		DatumGetBool(row->values[Anum_queue_ordered - 1]))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("an ordered queue cannot have priorities"),
+				 errdetail("The order of a group's messages and an order by priority contradict each other."),
+				 errhint("Use a queue for each priority, or leave out \"priorities\" or \"ordered\".")));
+}
+
 /* What the interface has, and this version has not, must be at its default. */
 static void
 refuse_unsupported_settings(const QueueRow *row)
 {
 	Interval	day = {.time = USECS_PER_DAY};
 
-	if (int_setting(row, Anum_queue_priorities) != 1)
-		msgq_refuse_unsupported("a queue with priorities");
 	if (DatumGetBool(row->values[Anum_queue_ordered - 1]))
 		msgq_refuse_unsupported("an ordered queue");
 	if (!text_setting_is(row, Anum_queue_on_exhausted, "skip"))
@@ -190,6 +204,7 @@ check_settings(const QueueRow *row)
 	}
 	check_times(row);
 	check_ranges(row);
+	check_combinations(row);
 	refuse_unsupported_settings(row);
 }
 
@@ -267,9 +282,9 @@ comment_on_storage(int32 queue_id, const char *name)
  * ---------------------------------------------------------------------------
  */
 
-/* Makes table number n of a ring; to be called within SPI. */
+/* Makes table number n of a queue; to be called within SPI. */
 void
-msgq_segment_create(int32 queue_id, int n, const char *state)
+msgq_segment_create(int32 queue_id, int n, int level, const char *state)
 {
 	msgq_spi_run("CREATE TABLE msgq.q%1$d_%2$d ("
 				 "id bigint NOT NULL CONSTRAINT q%1$d_%2$d_pkey PRIMARY KEY, "
@@ -286,9 +301,21 @@ msgq_segment_create(int32 queue_id, int n, const char *state)
 				 "data bytea) USING heap", queue_id, n);
 	msgq_spi_run("CREATE INDEX q%1$d_%2$d_due ON msgq.q%1$d_%2$d (visible_at) "
 				 "WHERE visible_at IS NOT NULL", queue_id, n);
-	msgq_spi_run("INSERT INTO msgq.segment (queue_id, n, state, turn, moved) "
-				 "VALUES (%d, %d, '%s', 0, false)",
-				 queue_id, n, state);
+	msgq_spi_run("INSERT INTO msgq.segment (queue_id, n, state, turn, moved, level) "
+				 "VALUES (%d, %d, '%s', 0, false, %d)",
+				 queue_id, n, state, level);
+}
+
+/* Makes a new queue's rings, one for each level; returns how many tables. */
+static int
+create_rings(int32 queue_id, int levels)
+{
+	int			segments = levels == 1 ? INITIAL_SEGMENTS : LEVEL_SEGMENTS;
+
+	for (int i = 0; i < levels * segments; i++)
+		msgq_segment_create(queue_id, i + 1, i / segments,
+							i % segments == 0 ? "active" : "empty");
+	return levels * segments;
 }
 
 /* Makes the view over tables 1 to nsegments, or makes it anew. */
@@ -355,9 +382,7 @@ create(const char *name, QueueRow *row)
 							 true, 0, false);
 	insert_row(row);
 	msgq_spi_run("CREATE SEQUENCE msgq.q%d_id AS bigint CACHE 1", id);
-	for (int n = 1; n <= INITIAL_SEGMENTS; n++)
-		msgq_segment_create(id, n, n == 1 ? "active" : "empty");
-	msgq_handle_create(id, INITIAL_SEGMENTS);
+	msgq_handle_create(id, create_rings(id, int_setting(row, Anum_queue_priorities)));
 	comment_on_storage(id, name);
 	grant_all(id, creator);
 	msgq_spi_end(&spi);
@@ -410,6 +435,7 @@ create_partner(const char *name, const QueueRow *row)
 
 	set_value(&partner, Anum_queue_max_deliveries, Int32GetDatum(0));
 	set_value(&partner, Anum_queue_dead_letter_queue, CStringGetTextDatum(""));
+	set_value(&partner, Anum_queue_priorities, Int32GetDatum(1));
 	set_null(&partner, Anum_queue_message_ttl);
 	set_null(&partner, Anum_queue_max_length);
 	set_value(&partner, Anum_queue_overflow, CStringGetTextDatum("reject"));
@@ -834,8 +860,8 @@ drop_storage(const MsgqQueue *queue)
 	msgq_spi_begin(&spi, msgq_storage_owner());
 	for (int i = 0; i < queue->nsegments; i++)
 	{
-		if (OidIsValid(queue->segments[i]))
-			LockRelationOid(queue->segments[i], AccessExclusiveLock);
+		if (OidIsValid(queue->segments[i].table))
+			LockRelationOid(queue->segments[i].table, AccessExclusiveLock);
 	}
 	numbers = segment_numbers(queue_id, &n);
 	if (OidIsValid(msgq_relation_oid(psprintf("q%d", queue_id))))
@@ -888,7 +914,7 @@ has_messages(const MsgqQueue *queue)
 {
 	for (int i = 0; i < queue->nsegments; i++)
 	{
-		Relation	table = table_open(queue->segments[i], NoLock);
+		Relation	table = table_open(queue->segments[i].table, NoLock);
 		bool		found = msgq_table_has_row(table);
 
 		table_close(table, NoLock);
@@ -911,7 +937,7 @@ drop_partner(const MsgqQueue *dropped)
 		!msgq_queue_has_right(partner, MSGQ_RIGHT_ADMIN))
 		return;
 	for (int i = 0; i < partner->nsegments; i++)
-		LockRelationOid(partner->segments[i], AccessExclusiveLock);
+		LockRelationOid(partner->segments[i].table, AccessExclusiveLock);
 	if (has_messages(partner))
 		ereport(NOTICE,
 				(errmsg("queue \"%s\" is kept, because it holds dead letters",

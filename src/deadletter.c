@@ -24,7 +24,8 @@
  * The copy is a new message of the dead-letter queue: it has an id of that
  * queue, no counters, no time to live but the dead-letter queue's own, and is
  * ready at once.  Body, headers, group key, priority and the time at which it
- * was first sent stay.  The header "msgq-death" tells its history (history.c).
+ * was first sent stay.  A queue that has no such priority takes the message in
+ * its highest level, with its priority written in it.  The header "msgq-death" tells its history (history.c).
  *
  * Limits and pauses of the dead-letter queue do not count here, and nobody
  * needs a right on it: who configured it had the right to send to it.  It
@@ -140,7 +141,9 @@ msgq_store_copy(MsgqStorage *target, TupleTableSlot *row, const MsgqCopy *how,
 				TimestampTz now)
 {
 	const MsgqQueue *queue = target->queue;
-	MsgqSegment *segment = target->segments[target->nsegments - 1];
+	int			priority = DatumGetInt16(msgq_row_value(row, Anum_segment_priority));
+	MsgqSegment *segment =
+	msgq_storage_active(target, Min(priority, queue->priorities - 1));
 	TimestampTz expires_at =
 	queue->has_ttl ? msgq_time_after(now, &queue->message_ttl) : 0;
 	int64		id = how->id;

@@ -216,7 +216,7 @@ msgq_list_drained(PG_FUNCTION_ARGS)
 	{
 		for (int k = 0; k < queues[i]->ndrained; k++)
 		{
-			Datum		value = ObjectIdGetDatum(queues[i]->segments[k]);
+			Datum		value = ObjectIdGetDatum(queues[i]->segments[k].table);
 			bool		is_null = false;
 
 			tuplestore_putvalues(result->setResult, result->setDesc, &value,

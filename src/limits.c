@@ -129,20 +129,35 @@ drop_from_segment(MsgqStorage *storage, MsgqSegment *segment, MsgqOrder order,
 	return dropped;
 }
 
+/* The oldest ones of a level, likewise. */
+static int64
+drop_from_level(MsgqStorage *storage, int level, int64 wanted, TimestampTz now)
+{
+	static const MsgqOrder orders[] = {MSGQ_READY, MSGQ_DUE};
+	int64		dropped = 0;
+
+	for (int k = 0; k < (int) lengthof(orders); k++)
+	{
+		for (int i = 0; i < storage->nsegments && dropped < wanted; i++)
+		{
+			if (storage->segments[i]->level == level)
+				dropped += drop_from_segment(storage, storage->segments[i],
+											 orders[k], wanted - dropped, now);
+		}
+	}
+	return dropped;
+}
+
+/* From the lowest level on. */
 static void
 drop_oldest(const MsgqStorage *sender, int64 wanted, TimestampTz now)
 {
-	static const MsgqOrder orders[] = {MSGQ_READY, MSGQ_DUE};
 	MsgqStorage *storage = msgq_storage_open(sender->command,
 											 NameStr(sender->queue->name),
 											 MSGQ_RIGHT_SEND, MSGQ_IN_USE);
 
-	for (int k = 0; k < (int) lengthof(orders); k++)
-	{
-		for (int i = 0; i < storage->nsegments && wanted > 0; i++)
-			wanted -= drop_from_segment(storage, storage->segments[i],
-										orders[k], wanted, now);
-	}
+	for (int level = 0; level < storage->queue->priorities && wanted > 0; level++)
+		wanted -= drop_from_level(storage, level, wanted, now);
 	msgq_storage_close(storage);
 }
 

@@ -85,7 +85,7 @@ typedef struct Memory
 								 * last sweep saw it; 0: never */
 } Memory;
 
-/* A step: something that is done to a queue, or to one of its segments. */
+/* A step: something that is done to a queue, a level, or a segment of it. */
 typedef void (*Step) (MsgqMaintenance *m, int32 queue_id, int n);
 
 /* From now on m remembers what it has seen, and need not look so often. */
@@ -200,11 +200,11 @@ run_step(MsgqMaintenance *m, Step step, int32 queue_id, int n)
 }
 
 static void
-turn_step(MsgqMaintenance *m, int32 queue_id, int n)
+turn_step(MsgqMaintenance *m, int32 queue_id, int level)
 {
 	MsgqRing   *ring = msgq_ring_read(queue_id);
 
-	if (ring && msgq_ring_turn(ring, &m->round))
+	if (ring && msgq_ring_turn(ring, level, &m->round))
 		m->busy = true;
 }
 
@@ -290,7 +290,7 @@ find_queue(int32 queue_id)
 	MsgqQueue  *queue = ring ? msgq_queue_find(ring->name) : NULL;
 
 	if (queue == NULL || !msgq_queue_is_complete(queue) ||
-		!ConditionalLockRelationOid(queue->segments[0], AccessShareLock) ||
+		!ConditionalLockRelationOid(queue->segments[0].table, AccessShareLock) ||
 		!msgq_queue_lock_for_reading(queue))
 		return NULL;
 	return queue;
@@ -440,6 +440,7 @@ typedef struct Work
 {
 	int32		queue_id;
 	int			n;				/* 0: the queue itself; then also: */
+	int			levels;
 	Oid			sequence;
 	TimestampTz created_at;
 } Work;
@@ -456,9 +457,9 @@ list_work(MsgqMaintenance *m, int *nwork)
 
 	begin_step(m);
 	msgq_spi_begin(&spi, msgq_storage_owner());
-	msgq_spi_run("SELECT id, 0, to_regclass(format('msgq.q%%s_id', id))::oid, created_at "
+	msgq_spi_run("SELECT id, 0, to_regclass(format('msgq.q%%s_id', id))::oid, created_at, priorities "
 				 "FROM msgq.queue UNION ALL "
-				 "SELECT queue_id, n, 0, '-infinity' FROM msgq.segment "
+				 "SELECT queue_id, n, 0, '-infinity', 0 FROM msgq.segment "
 				 "WHERE state IN ('draining', 'drained') ORDER BY 1, 2");
 	*nwork = SPI_processed;
 	work = MemoryContextAlloc(context, sizeof(Work) * (*nwork + 1));
@@ -471,6 +472,7 @@ list_work(MsgqMaintenance *m, int *nwork)
 		work[i].n = DatumGetInt32(SPI_getbinval(row, descriptor, 2, &is_null));
 		work[i].sequence = DatumGetObjectId(SPI_getbinval(row, descriptor, 3, &is_null));
 		work[i].created_at = DatumGetTimestampTz(SPI_getbinval(row, descriptor, 4, &is_null));
+		work[i].levels = DatumGetInt32(SPI_getbinval(row, descriptor, 5, &is_null));
 	}
 	msgq_spi_end(&spi);
 	end_step(m, context, owner);
@@ -521,7 +523,8 @@ maintain_queue(MsgqMaintenance *m, const Work *work)
 	if (!is_active(m, work) && !is_due(m, work))
 		return;
 	run_step(m, poison_step, work->queue_id, 0);
-	run_step(m, turn_step, work->queue_id, 0);
+	for (int level = 0; level < work->levels; level++)
+		run_step(m, turn_step, work->queue_id, level);
 	waiting = m->round.waiting - waiting;
 	run_step(m, sweep_step, work->queue_id, 0);
 	run_step(m, count_step, work->queue_id, 0);

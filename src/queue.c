@@ -190,8 +190,10 @@ typedef struct Segment
 {
 	int			rank;			/* drained, draining, active */
 	int64		turn;
-	Oid			oid;
+	MsgqQueueSegment segment;
 } Segment;
+
+#define ACTIVE_RANK	2
 
 static int
 compare_segments(const void *left, const void *right)
@@ -201,6 +203,8 @@ compare_segments(const void *left, const void *right)
 
 	if (a->rank != b->rank)
 		return a->rank - b->rank;
+	if (a->rank == ACTIVE_RANK)
+		return a->segment.level - b->segment.level;
 	return a->turn < b->turn ? -1 : a->turn > b->turn;
 }
 
@@ -212,18 +216,20 @@ read_segment(const Datum *values, int32 queue_id, Segment *segment)
 
 	if (strcmp(state, "empty") == 0)
 		return false;
-	segment->rank = strcmp(state, "active") == 0 ? 2 :
+	segment->rank = strcmp(state, "active") == 0 ? ACTIVE_RANK :
 		strcmp(state, "draining") == 0 ? 1 : 0;
 	segment->turn = DatumGetInt64(values[Anum_queue_segment_turn - 1]);
-	segment->oid = segment_oid(queue_id,
-							   DatumGetInt32(values[Anum_queue_segment_n - 1]));
+	segment->segment.table =
+		segment_oid(queue_id, DatumGetInt32(values[Anum_queue_segment_n - 1]));
+	segment->segment.level =
+		DatumGetInt16(values[Anum_queue_segment_level - 1]);
 	return true;
 }
 
 /*
  * The segments that may hold messages: those known to be drained first, then
  * those that drain, in the order in which they were filled, and the active
- * one last.  Stores how many there are.
+ * ones last, in the order of their levels.  Stores how many there are.
  */
 static Segment *
 read_segments(int32 queue_id, int *n)
@@ -255,6 +261,23 @@ read_segments(int32 queue_id, int *n)
 	table_close(table, AccessShareLock);
 	qsort(segments, *n, sizeof(Segment), compare_segments);
 	return segments;
+}
+
+/* Is there one active segment for each level? */
+static bool
+has_active_ones(const Segment *segments, int n, int priorities)
+{
+	int			first = n - priorities;
+
+	if (first < 0 || (first > 0 && segments[first - 1].rank == ACTIVE_RANK))
+		return false;
+	for (int level = 0; level < priorities; level++)
+	{
+		if (segments[first + level].rank != ACTIVE_RANK ||
+			segments[first + level].segment.level != level)
+			return false;
+	}
+	return true;
 }
 
 /* The text of a column; an empty string for NULL. */
@@ -329,7 +352,7 @@ queue_from_row(const Datum *values, const bool *nulls)
 	int			n;
 	Segment    *segments = read_segments(id, &n);
 	MsgqQueue  *queue = palloc0(offsetof(MsgqQueue, segments) +
-								sizeof(Oid) * Max(n, 1));
+								sizeof(MsgqQueueSegment) * Max(n, 1));
 
 	queue->id = id;
 	namestrcpy(&queue->name,
@@ -340,12 +363,12 @@ queue_from_row(const Datum *values, const bool *nulls)
 	queue->sequence = storage_oid(id, "_id");
 	for (int i = 0; i < n; i++)
 	{
-		queue->segments[i] = segments[i].oid;
+		queue->segments[i] = segments[i].segment;
 		if (segments[i].rank == 0)
 			queue->ndrained++;
 	}
-	/* Without an active one the queue is refused when it is used. */
-	if (n == 0 || segments[n - 1].rank != 2)
+	/* Without its active ones the queue is refused when it is used. */
+	if (!has_active_ones(segments, n, queue->priorities))
 		queue->sequence = InvalidOid;
 	queue->nsegments = Max(n, 1);
 	return queue;
@@ -395,7 +418,8 @@ read_queues(const char *name)
 static Size
 queue_size(const MsgqQueue *queue)
 {
-	return offsetof(MsgqQueue, segments) + sizeof(Oid) * queue->nsegments;
+	return offsetof(MsgqQueue, segments) +
+		sizeof(MsgqQueueSegment) * queue->nsegments;
 }
 
 static MsgqQueue *
@@ -511,7 +535,7 @@ msgq_queue_is_complete(const MsgqQueue *queue)
 {
 	for (int i = 0; i < queue->nsegments; i++)
 	{
-		if (!OidIsValid(queue->segments[i]))
+		if (!OidIsValid(queue->segments[i].table))
 			return false;
 	}
 	return OidIsValid(queue->handle) && OidIsValid(queue->sequence);
@@ -599,7 +623,8 @@ msgq_queue_lock_tag(LOCKTAG *tag, const MsgqQueue *queue, MsgqLock lock)
 bool
 msgq_queue_lock_for_reading(const MsgqQueue *queue)
 {
-	Relation	table = try_relation_open(queue->segments[0], AccessShareLock);
+	Relation	table = try_relation_open(queue->segments[0].table,
+										  AccessShareLock);
 	Relation	handle = NULL;
 
 	if (table)

@@ -49,7 +49,8 @@ enum
 	Anum_queue_segment_state,
 	Anum_queue_segment_turn,
 	Anum_queue_segment_moved,
-	Natts_queue_segment = Anum_queue_segment_moved
+	Anum_queue_segment_level,
+	Natts_queue_segment = Anum_queue_segment_level
 };
 
 /* Rights, as privileges on the queue's handle, the view msgq.q<id>. */
@@ -71,6 +72,16 @@ typedef enum MsgqOverflow
 /* What is paused; a set of bits. */
 #define MSGQ_PAUSED_RECEIVE	0x01
 #define MSGQ_PAUSED_SEND	0x02
+
+/* Levels of priority that a queue can have. */
+#define MSGQ_MAX_PRIORITIES	10
+
+/* One table of a queue. */
+typedef struct MsgqQueueSegment
+{
+	Oid			table;			/* InvalidOid: it has gone */
+	int			level;			/* of priority, of all its messages */
+} MsgqQueueSegment;
 
 /*
  * A queue as it was when it was looked up.  The caller's own copy: what the
@@ -104,9 +115,12 @@ typedef struct MsgqQueue
 	int			paused;			/* MSGQ_PAUSED_* */
 	int			ndrained;		/* so many of the segments are drained */
 	int			nsegments;
-	Oid			segments[FLEXIBLE_ARRAY_MEMBER];	/* that may hold messages:
-													 * drained, draining, and
-													 * the active one last */
+
+	/*
+	 * That may hold messages: those drained, those draining, and last the
+	 * active ones, one for each level, from level 0 on.
+	 */
+	MsgqQueueSegment segments[FLEXIBLE_ARRAY_MEMBER];
 } MsgqQueue;
 
 /*

@@ -2,9 +2,10 @@
  * receive.c
  *		Finds messages for a consumer, and leases or removes them.
  *
- * A receive first takes what is due, in the order of time (delays, retries,
+ * A receive goes through the levels of priority, from the highest one down.
+ * In each it first takes what is due, in the order of time (delays, retries,
  * leases that ran out), then what is ready, in the order of ids, in each case
- * from the oldest segment on.  It never waits for anybody: what an open
+ * from the level's oldest segment on.  It never waits for anybody: what an open
  * transaction holds is passed by, and comes back when that transaction aborts.
  *
  * For each segment and order there is a frontier (frontier.c tells what it is
@@ -349,6 +350,24 @@ report(Receiver *receiver)
 		msgq_wake_for_due_time(slot, receiver->lease_end, receiver->now);
 }
 
+/* First what is due, then what is ready. */
+static void
+take_from_level(Receiver *receiver, int level)
+{
+	MsgqStorage *storage = receiver->storage;
+
+	for (int i = 0; i < storage->nsegments && receiver->wanted > 0; i++)
+	{
+		if (storage->segments[i]->level == level)
+			take_due(receiver, storage->segments[i]);
+	}
+	for (int i = 0; i < storage->nsegments && receiver->wanted > 0; i++)
+	{
+		if (storage->segments[i]->level == level)
+			take_ready(receiver, storage->segments[i]);
+	}
+}
+
 /* Looks through the open queue. */
 static void
 look_through(Receiver *receiver)
@@ -360,10 +379,9 @@ look_through(Receiver *receiver)
 			msgq_time_after(receiver->now, receiver->timeout ?
 							receiver->timeout :
 							&storage->queue->visibility_timeout);
-	for (int i = 0; i < storage->nsegments && receiver->wanted > 0; i++)
-		take_due(receiver, storage->segments[i]);
-	for (int i = 0; i < storage->nsegments && receiver->wanted > 0; i++)
-		take_ready(receiver, storage->segments[i]);
+	for (int level = storage->queue->priorities - 1;
+		 level >= 0 && receiver->wanted > 0; level--)
+		take_from_level(receiver, level);
 	report(receiver);
 }
 

@@ -1,10 +1,11 @@
 /*
  * ring.c
- *		The ring of segments of a queue: turning it, and reclaiming space.
+ *		The rings of segments of a queue: turning them, and reclaiming space.
  *
  * While an old snapshot exists vacuum can remove nothing, and a table through
  * which messages pass grows by each of them.  TRUNCATE needs no vacuum.  So a
- * queue is a ring of tables, of which one at a time takes new messages:
+ * queue is a ring of tables, of which one at a time takes new messages; or one
+ * such ring for each level of priority, and no table changes its level:
  *
  *	active		takes new messages; receivers look here
  *	draining	takes none; receivers look here as well
@@ -30,10 +31,10 @@
  * Draining.  Consumers empty a segment.  What is left in the end are messages
  * that fall due much later.  Where all that is left is due later than
  * SOON, and takes less than half of the segment, it is moved to the active
- * one: the ids, leases and counters stay, so receipts stay good.  Such rows
- * are above every frontier, in both segments.  Where more is left the segment
- * is parked: at least half of it is live, so that a queue takes at most twice
- * its live bytes, and the segments between which it turns.
+ * one of the same ring: the ids, leases and counters stay, so receipts stay
+ * good.  Such rows are above every frontier, in both segments.  Where more is
+ * left the segment is parked: at least half of it is live, so that a queue
+ * takes at most twice its live bytes, and the segments between which it turns.
  *
  * Reclaiming a drained segment, in one transaction:
  *
@@ -154,7 +155,7 @@ column(int row, int n)
 }
 
 /*
- * The ring of a queue as it is now; NULL if there is no such queue.  In the
+ * The rings of a queue as they are now; NULL if there is no such queue.  In the
  * current memory context, and not within SPI.
  */
 MsgqRing   *
@@ -166,7 +167,7 @@ msgq_ring_read(int32 queue_id)
 
 	ring->queue_id = queue_id;
 	msgq_spi_begin(&spi, msgq_storage_owner());
-	msgq_spi_run("SELECT q.name, s.n, s.state, s.moved "
+	msgq_spi_run("SELECT q.name, s.n, s.state, s.moved, s.level "
 				 "FROM msgq.queue q JOIN msgq.segment s ON s.queue_id = q.id "
 				 "WHERE q.id = %d ORDER BY s.turn, s.n", queue_id);
 	MemoryContextSwitchTo(caller);
@@ -181,6 +182,7 @@ msgq_ring_read(int32 queue_id)
 		segment->n = DatumGetInt32(column(i, 2));
 		segment->state = strcmp(state, "drained") == 0 ? 'D' : state[0];
 		segment->moved = DatumGetBool(column(i, 4));
+		segment->level = DatumGetInt16(column(i, 5));
 		segment->table = msgq_relation_oid(psprintf("q%d_%d", queue_id,
 													segment->n));
 	}
@@ -227,11 +229,11 @@ set_state(const MsgqRing *ring, int n, const char *state, bool moved)
  */
 
 static const MsgqRingSegment *
-find_state(const MsgqRing *ring, char state)
+find_active(const MsgqRing *ring, int level)
 {
 	for (int i = 0; i < ring->nsegments; i++)
 	{
-		if (ring->segments[i].state == state)
+		if (ring->segments[i].state == 'a' && ring->segments[i].level == level)
 			return &ring->segments[i];
 	}
 	return NULL;
@@ -260,11 +262,11 @@ wants_turn(const MsgqRingSegment *active)
 }
 
 /*
- * Adds a segment to the ring; 0 if somebody reads the queue's view, which has
- * to be made anew.
+ * Adds a segment to the ring of a level; 0 if somebody reads the queue's view,
+ * which has to be made anew.
  */
 static int
-add_segment(const MsgqRing *ring)
+add_segment(const MsgqRing *ring, int level)
 {
 	Oid			view = msgq_relation_oid(psprintf("q%d", ring->queue_id));
 	MsgqSpi		spi;
@@ -273,22 +275,23 @@ add_segment(const MsgqRing *ring)
 		!ConditionalLockRelationOid(view, AccessExclusiveLock))
 		return 0;
 	msgq_spi_begin(&spi, msgq_storage_owner());
-	msgq_segment_create(ring->queue_id, ring->nsegments + 1, "empty");
+	msgq_segment_create(ring->queue_id, ring->nsegments + 1, level, "empty");
 	msgq_handle_create(ring->queue_id, ring->nsegments + 1);
 	msgq_segment_comment(ring->queue_id, ring->nsegments + 1, ring->name);
 	msgq_spi_end(&spi);
 	return ring->nsegments + 1;
 }
 
-/* An empty segment that senders would not refuse. */
+/* An empty segment of a level that senders would not refuse. */
 static const MsgqRingSegment *
-find_empty(const MsgqRing *ring)
+find_empty(const MsgqRing *ring, int level)
 {
 	for (int i = 0; i < ring->nsegments; i++)
 	{
 		const MsgqRingSegment *segment = &ring->segments[i];
 
-		if (segment->state == 'e' && OidIsValid(segment->table) &&
+		if (segment->state == 'e' && segment->level == level &&
+			OidIsValid(segment->table) &&
 			ConditionalLockRelationOid(segment->table, AccessShareLock) &&
 			msgq_segment_is_plain(segment->table))
 			return segment;
@@ -296,11 +299,11 @@ find_empty(const MsgqRing *ring)
 	return NULL;
 }
 
-/* Turns the ring if it is time to; true if it did. */
+/* Turns the ring of a level if it is time to; true if it did. */
 bool
-msgq_ring_turn(const MsgqRing *ring, MsgqRound *round)
+msgq_ring_turn(const MsgqRing *ring, int level, MsgqRound *round)
 {
-	const MsgqRingSegment *active = find_state(ring, 'a');
+	const MsgqRingSegment *active = find_active(ring, level);
 	const MsgqRingSegment *empty;
 	int			next;
 	MsgqSpi		spi;
@@ -309,14 +312,14 @@ msgq_ring_turn(const MsgqRing *ring, MsgqRound *round)
 		!ConditionalLockRelationOid(active->table, AccessShareLock) ||
 		!wants_turn(active))
 		return false;
-	empty = find_empty(ring);
+	empty = find_empty(ring, level);
 	if (!lock_queues() || !still_is(ring, active) ||
 		(empty && !still_is(ring, empty)))
 	{
 		round->waiting++;
 		return false;
 	}
-	next = empty ? empty->n : add_segment(ring);
+	next = empty ? empty->n : add_segment(ring, level);
 	if (next == 0)
 	{
 		round->waiting++;
@@ -408,7 +411,7 @@ bool
 msgq_ring_drain(const MsgqRing *ring, const MsgqRingSegment *segment,
 				MsgqRound *round, bool *parked)
 {
-	const MsgqRingSegment *active = find_state(ring, 'a');
+	const MsgqRingSegment *active = find_active(ring, segment->level);
 	Rest		rest;
 	int64		moved;
 	MsgqSpi		spi;

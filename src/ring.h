@@ -1,6 +1,6 @@
 /*
  * ring.h
- *		The ring of segments of a queue: turning it, and reclaiming space.
+ *		The rings of segments of a queue: turning them, and reclaiming space.
  *
  * src/ring.h
  */
@@ -31,11 +31,13 @@ typedef struct MsgqRound
 typedef struct MsgqRingSegment
 {
 	int			n;
+	int			level;
 	char		state;			/* its first letter; 'D' for drained */
 	bool		moved;
 	Oid			table;
 } MsgqRingSegment;
 
+/* The segments of all rings of a queue. */
 typedef struct MsgqRing
 {
 	int32		queue_id;
@@ -56,7 +58,7 @@ extern int	msgq_reclaim;
 
 extern void msgq_ring_init(void);
 extern MsgqRing *msgq_ring_read(int32 queue_id);
-extern bool msgq_ring_turn(const MsgqRing *ring, MsgqRound *round);
+extern bool msgq_ring_turn(const MsgqRing *ring, int level, MsgqRound *round);
 extern bool msgq_ring_drain(const MsgqRing *ring, const MsgqRingSegment *segment,
 							MsgqRound *round, bool *parked);
 extern bool msgq_ring_reclaim(const MsgqRing *ring, const MsgqRingSegment *segment,

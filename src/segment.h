@@ -20,6 +20,7 @@
 typedef struct MsgqSegment
 {
 	Relation	table;
+	int			level;			/* of priority */
 	EState	   *estate;
 	ResultRelInfo *result;		/* the table's indexes, all of them */
 	Relation	by_id;			/* two of those */
@@ -36,7 +37,7 @@ typedef struct MsgqSegment
 /* Which segments a call needs. */
 typedef enum MsgqWhich
 {
-	MSGQ_ACTIVE,				/* the one that takes new messages */
+	MSGQ_ACTIVE,				/* those that take new messages */
 	MSGQ_IN_USE,				/* all that are not known to be drained */
 	MSGQ_ALL					/* all that may hold messages */
 } MsgqWhich;
@@ -48,6 +49,8 @@ typedef struct MsgqStorage
 	const char *command;		/* the caller's name, for messages */
 	AclMode		right;			/* that was checked */
 	MsgqWhich	which;
+	int			lowest;			/* active: from this level */
+	int			highest;		/* to this one */
 	uint64		generation;		/* when it was looked up */
 	MsgqSlot   *slot;			/* shared state, or NULL */
 	MsgqAppend	append;			/* while appending */
@@ -98,6 +101,10 @@ typedef struct MsgqChange
 
 extern MsgqStorage *msgq_storage_open(const char *command, const char *name,
 									  AclMode right, MsgqWhich which);
+extern MsgqStorage *msgq_storage_open_levels(const char *command,
+											 const char *name, AclMode right,
+											 int lowest, int highest);
+extern MsgqSegment *msgq_storage_active(const MsgqStorage *storage, int level);
 extern void msgq_storage_close(MsgqStorage *storage);
 extern void msgq_storage_let_go(MsgqStorage *storage);
 extern bool msgq_segment_is_plain(Oid table);

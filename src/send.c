@@ -9,11 +9,14 @@
  * All functions of this file fill an Outgoing and hand it to store(), which
  * tells the receivers that it is about to append (the append horizon, in
  * storage.c), takes the ids, and inserts in chunks.  All arguments are checked
- * before the first id is taken.
+ * before the first id is taken.  Each level of priority has its own active
+ * segment; a chunk is of one level, and ids follow the order of the input.
  *
  * src/send.c
  */
 #include "msgq.h"
+
+#include <math.h>
 
 #include "access/detoast.h"
 #include "catalog/pg_type.h"
@@ -50,6 +53,7 @@ typedef struct Outgoing
 	TimestampTz now;
 	TimestampTz *visible_at;	/* 0: ready at once */
 	Interval  **ttl;			/* NULL: the queue's */
+	int32	   *priorities;		/* any, until the queue is known */
 } Outgoing;
 
 static void
@@ -62,6 +66,7 @@ allocate(Outgoing *out, int n, AttrNumber content_column)
 	out->no_headers = palloc(sizeof(bool) * n);
 	out->visible_at = palloc0(sizeof(TimestampTz) * n);
 	out->ttl = palloc0(sizeof(Interval *) * n);
+	out->priorities = palloc0(sizeof(int32) * n);
 	memset(out->no_headers, true, sizeof(bool) * n);
 	out->now = msgq_now();
 }
@@ -110,6 +115,24 @@ expiry(const Outgoing *out, int i, const MsgqQueue *queue)
 	return own == 0 ? most : most == 0 ? own : Min(own, most);
 }
 
+/* Raises 22023 for a priority that the queue does not have. */
+static void
+check_priorities(const Outgoing *out, const MsgqQueue *queue)
+{
+	for (int i = 0; i < out->n; i++)
+	{
+		if (out->priorities[i] >= 0 && out->priorities[i] < queue->priorities)
+			continue;
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("priority is out of range for queue \"%s\"",
+						NameStr(queue->name)),
+				 errdetail("Message %d has priority %d; the queue has the priorities from 0 to %d.",
+						   i + 1, out->priorities[i], queue->priorities - 1),
+				 errhint("How many there are is set when a queue is made, by argument \"priorities\" of msgq.create_queue().")));
+	}
+}
+
 /* Sets all columns of a new message. */
 static void
 fill_row(TupleTableSlot *row, const Outgoing *out, int i,
@@ -126,7 +149,7 @@ fill_row(TupleTableSlot *row, const Outgoing *out, int i,
 	SET(Anum_segment_id, Int64GetDatum(id));
 	SET(Anum_segment_deliveries, Int32GetDatum(0));
 	SET(Anum_segment_failures, Int32GetDatum(0));
-	SET(Anum_segment_priority, Int16GetDatum(0));
+	SET(Anum_segment_priority, Int16GetDatum(out->priorities[i]));
 	SET(Anum_segment_enqueued_at, TimestampTzGetDatum(out->now));
 	SET(out->content_column, out->contents[i]);
 	if (out->visible_at[i] != 0)
@@ -139,15 +162,21 @@ fill_row(TupleTableSlot *row, const Outgoing *out, int i,
 	ExecStoreVirtualTuple(row);
 }
 
-/* Inserts from message number first on; returns how many that were. */
+/*
+ * Inserts messages of one priority, from number first on; returns how many
+ * that were.
+ */
 static int
-store_chunk(MsgqSegment *segment, const MsgqQueue *queue, const Outgoing *out,
-			int first, TupleTableSlot **rows, int64 *ids)
+store_chunk(const MsgqStorage *storage, const Outgoing *out, int first,
+			TupleTableSlot **rows, int64 *ids)
 {
+	const MsgqQueue *queue = storage->queue;
+	int32		priority = out->priorities[first];
 	Size		bytes = 0;
 	int			n = 0;
 
-	while (n < CHUNK_ROWS && first + n < out->n && bytes < CHUNK_BYTES)
+	while (n < CHUNK_ROWS && first + n < out->n && bytes < CHUNK_BYTES &&
+		   out->priorities[first + n] == priority)
 	{
 		int			i = first + n;
 
@@ -156,23 +185,40 @@ store_chunk(MsgqSegment *segment, const MsgqQueue *queue, const Outgoing *out,
 		bytes += message_bytes(out, i);
 	}
 	msgq_point(MSGQ_POINT_SEND_NUMBERED);
-	msgq_segment_insert(segment, rows, n);
+	msgq_segment_insert(msgq_storage_active(storage, priority), rows, n);
 	return n;
+}
+
+/* Opens the queue with the segments that these messages go to. */
+static MsgqStorage *
+open_levels(const char *command, const char *name, const Outgoing *out)
+{
+	int32		lowest = out->n > 0 ? out->priorities[0] : 0;
+	int32		highest = lowest;
+
+	for (int i = 1; i < out->n; i++)
+	{
+		lowest = Min(lowest, out->priorities[i]);
+		highest = Max(highest, out->priorities[i]);
+	}
+	return msgq_storage_open_levels(command, name, MSGQ_RIGHT_SEND, lowest,
+									highest);
 }
 
 /* Stores all messages or none; fills ids. */
 static void
 store(const char *command, const char *name, const Outgoing *out, int64 *ids)
 {
-	MsgqStorage *storage = msgq_storage_open(command, name, MSGQ_RIGHT_SEND,
-											 MSGQ_ACTIVE);
+	MsgqStorage *storage = open_levels(command, name, out);
 	MsgqSegment *segment = storage->segments[0];
 	int			nrows = Min(out->n, CHUNK_ROWS);
 	TupleTableSlot **rows = palloc(sizeof(TupleTableSlot *) * (nrows + 1));
 
 	msgq_check_may_send(storage->queue);
+	check_priorities(out, storage->queue);
 	check_sizes(out, storage->queue);
 	msgq_make_length(storage, out->n, out->now);
+	/* The segments are alike, so that a slot serves for all of them. */
 	rows[0] = segment->new_row;
 	for (int i = 1; i < nrows; i++)
 		rows[i] = table_slot_create(segment->table, NULL);
@@ -182,7 +228,7 @@ store(const char *command, const char *name, const Outgoing *out, int64 *ids)
 	for (int done = 0; done < out->n;)
 	{
 		CHECK_FOR_INTERRUPTS();
-		done += store_chunk(segment, storage->queue, out, done, rows, ids);
+		done += store_chunk(storage, out, done, rows, ids);
 	}
 	msgq_point(MSGQ_POINT_SEND_STORED);
 	msgq_append_end(storage, out->n > 0 ? ids[out->n - 1] : 0);
@@ -298,11 +344,14 @@ set_ttl(Outgoing *out, FunctionCallInfo fcinfo, int n)
  * ---------------------------------------------------------------------------
  */
 
+/* The same for all messages, from argument number n. */
 static void
-refuse_priority(bool is_zero)
+set_priority(Outgoing *out, FunctionCallInfo fcinfo, int n)
 {
-	if (!is_zero)
-		msgq_refuse_unsupported("a priority other than 0");
+	int32		priority = DatumGetInt32(msgq_arg(fcinfo, n, "priority"));
+
+	for (int i = 0; i < out->n; i++)
+		out->priorities[i] = priority;
 }
 
 static Datum
@@ -318,7 +367,7 @@ send_one(FunctionCallInfo fcinfo, const char *command, AttrNumber column,
 	if (!PG_ARGISNULL(2))
 		set_headers(&out, 0, PG_GETARG_DATUM(2));
 	set_times(&out, fcinfo, 3);
-	refuse_priority(DatumGetInt32(msgq_arg(fcinfo, 5, "priority")) == 0);
+	set_priority(&out, fcinfo, 5);
 	if (!PG_ARGISNULL(6))
 		msgq_refuse_unsupported("a group key");
 	set_ttl(&out, fcinfo, 7);
@@ -427,7 +476,7 @@ send_several(FunctionCallInfo fcinfo, const char *command, AttrNumber column,
 	out.contents = contents;
 	set_headers_of_all(&out, fcinfo, 2);
 	set_times(&out, fcinfo, 3);
-	refuse_priority(DatumGetInt32(msgq_arg(fcinfo, 5, "priority")) == 0);
+	set_priority(&out, fcinfo, 5);
 	refuse_keys(fcinfo, 6, "group_keys", &out, "a group key");
 	set_ttl(&out, fcinfo, 7);
 	refuse_keys(fcinfo, 8, "idempotency_keys", &out, "an idempotency key");
@@ -484,20 +533,27 @@ interval_value(const char *key, const JsonbValue *value)
 												 Int32GetDatum(-1)));
 }
 
+/* A priority, which must be an integer; the queue tells which it has. */
+static int32
+priority_value(const JsonbValue *value)
+{
+	double		number;
+
+	msgq_check_not_null(value->type == jbvNull, "priority");
+	if (value->type != jbvNumeric)
+		bad_message("must have a number as \"priority\"");
+	number = DatumGetFloat8(DirectFunctionCall1(numeric_float8_no_overflow,
+												NumericGetDatum(value->val.numeric)));
+	if (number != rint(number) || number < PG_INT32_MIN || number > PG_INT32_MAX)
+		bad_message("must have an integer as \"priority\"");
+	return (int32) number;
+}
+
 /* Raises an error for a key that send knows and this version does not. */
 static void
-refuse_key(const char *key, const JsonbValue *value)
+refuse_key(const char *key)
 {
-	if (strcmp(key, "priority") == 0)
-	{
-		msgq_check_not_null(value->type == jbvNull, "priority");
-		if (value->type != jbvNumeric)
-			bad_message("must have a number as \"priority\"");
-		refuse_priority(DatumGetBool(DirectFunctionCall2(numeric_eq,
-														 NumericGetDatum(value->val.numeric),
-														 NumericGetDatum(int64_to_numeric(0)))));
-	}
-	else if (strcmp(key, "group_key") == 0)
+	if (strcmp(key, "group_key") == 0)
 		msgq_refuse_unsupported("a group key");
 	else if (strcmp(key, "idempotency_key") == 0)
 		msgq_refuse_unsupported("an idempotency key");
@@ -529,13 +585,15 @@ set_message(Outgoing *out, int i, JsonbContainer *object)
 			out->contents[i] = JsonbPGetDatum(JsonbValueToJsonb(&value));
 			has_body = true;
 		}
-		else if (value.type == jbvNull && strcmp(key, "priority") != 0)
+		else if (strcmp(key, "priority") == 0)
+			out->priorities[i] = priority_value(&value);
+		else if (value.type == jbvNull)
 		{
 			/* As if it were not there, but it has to be a name we know. */
 			if (strcmp(key, "headers") != 0 && strcmp(key, "delay") != 0 &&
 				strcmp(key, "deliver_at") != 0 && strcmp(key, "group_key") != 0 &&
 				strcmp(key, "ttl") != 0 && strcmp(key, "idempotency_key") != 0)
-				refuse_key(key, &value);
+				refuse_key(key);
 		}
 		else if (strcmp(key, "headers") == 0)
 			set_headers(out, i, JsonbPGetDatum(JsonbValueToJsonb(&value)));
@@ -555,7 +613,7 @@ set_message(Outgoing *out, int i, JsonbContainer *object)
 			has_deliver_at = true;
 		}
 		else
-			refuse_key(key, &value);
+			refuse_key(key);
 	}
 	if (!has_body)
 		bad_message("has no \"body\"");

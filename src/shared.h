@@ -40,7 +40,7 @@ typedef struct MsgqQueueKey
 } MsgqQueueKey;
 
 /* Segments of a queue with shared frontiers; more than these have local ones. */
-#define MSGQ_SLOT_SEGMENTS	6
+#define MSGQ_SLOT_SEGMENTS	10
 
 typedef struct MsgqSegmentFrontiers
 {

@@ -548,7 +548,7 @@ pages_of(const MsgqQueue *queue)
 
 	for (int i = 0; i < queue->nsegments; i++)
 	{
-		Relation	table = RelationIdGetRelation(queue->segments[i]);
+		Relation	table = RelationIdGetRelation(queue->segments[i].table);
 
 		if (table == NULL)
 			continue;
@@ -564,7 +564,7 @@ msgq_stats_can_count(const MsgqQueue *queue)
 {
 	for (int i = 0; i < queue->nsegments; i++)
 	{
-		if (!msgq_segment_is_plain(queue->segments[i]))
+		if (!msgq_segment_is_plain(queue->segments[i].table))
 			return false;
 	}
 	return true;

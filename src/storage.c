@@ -172,12 +172,13 @@ find_indexes(MsgqSegment *segment)
 
 /* A table that is locked, with its indexes and slots. */
 static MsgqSegment *
-open_segment(Relation table, const MsgqStorage *storage)
+open_segment(Relation table, int level, const MsgqStorage *storage)
 {
 	MsgqSegment *segment = palloc0(sizeof(MsgqSegment));
 
 	refuse_foreign_features(table);
 	segment->table = table;
+	segment->level = level;
 	segment->estate = CreateExecutorState();
 	segment->result = makeNode(ResultRelInfo);
 	InitResultRelInfo(segment->result, table, 0, NULL, 0);
@@ -231,33 +232,83 @@ msgq_segment_is_plain(Oid table_oid)
 }
 
 /*
- * Locks the tables in which a queue keeps its messages, or only that which
- * takes new ones.  False, with none of them open, if the queue has changed
- * since it was looked up, or its tables have.
+ * The queue's segments that the storage shall have open are those from number
+ * *first on; returns how many.  The queue may have fewer levels than the
+ * caller thinks: he gets the nearest ones, and sees it then.
+ */
+static int
+choose_segments(const MsgqStorage *storage, int *first)
+{
+	const MsgqQueue *queue = storage->queue;
+	int			top = queue->priorities - 1;
+	int			lowest = Max(0, Min(storage->lowest, top));
+	int			highest = Max(0, Min(storage->highest, top));
+
+	if (storage->which == MSGQ_ACTIVE)
+	{
+		*first = queue->nsegments - queue->priorities + lowest;
+		return highest - lowest + 1;
+	}
+	*first = storage->which == MSGQ_IN_USE ? queue->ndrained : 0;
+	return queue->nsegments - *first;
+}
+
+/*
+ * Locks n tables of the queue, from its segment number first on.  False, with
+ * none of them open, if the queue has changed since it was looked up, or its
+ * tables have.
  */
 static bool
-lock_tables(const MsgqQueue *queue, MsgqWhich which, uint64 generation,
-			Relation *tables, int *n)
+lock_tables(const MsgqStorage *storage, int first, int n, Relation *tables)
 {
-	int			first = which == MSGQ_ACTIVE ? queue->nsegments - 1 :
-	which == MSGQ_IN_USE ? queue->ndrained : 0;
-
-	*n = 0;
-	for (int i = first; i < queue->nsegments; i++)
+	for (int i = 0; i < n; i++)
 	{
-		Relation	table = try_table_open(queue->segments[i], RowExclusiveLock);
-
-		if (table)
-			tables[(*n)++] = table;
-		else
+		tables[i] = try_table_open(storage->queue->segments[first + i].table,
+								   RowExclusiveLock);
+		if (tables[i] == NULL)
 			msgq_queue_forget_all();
-		if (msgq_queue_generation() == generation)
+		if (msgq_queue_generation() == storage->generation)
 			continue;
-		while (*n > 0)
-			table_close(tables[--(*n)], RowExclusiveLock);
+		for (; i >= 0; i--)
+		{
+			if (tables[i])
+				table_close(tables[i], RowExclusiveLock);
+		}
 		return false;
 	}
 	return true;
+}
+
+/* Opens the segments that which, lowest and highest tell. */
+static MsgqStorage *
+open_storage(MsgqStorage *storage, const char *command, const char *name)
+{
+	Relation   *tables;
+	int			first;
+	int			n;
+
+	storage->command = command;
+	if (command)
+		msgq_begin_change(command);
+	do
+	{
+		storage->generation = msgq_queue_generation();
+		storage->queue = msgq_queue_get(name, storage->right);
+		msgq_point(MSGQ_POINT_SEND_CHOSEN);
+		n = choose_segments(storage, &first);
+		tables = palloc(sizeof(Relation) * n);
+	} while (!lock_tables(storage, first, n, tables));
+
+	storage->slot = msgq_slot_get(storage->queue);
+	if (command)
+		msgq_worker_want();
+	storage->segments = palloc(sizeof(MsgqSegment *) * n);
+	for (int i = 0; i < n; i++)
+		storage->segments[i] =
+			open_segment(tables[i], storage->queue->segments[first + i].level,
+						 storage);
+	storage->nsegments = n;
+	return storage;
 }
 
 /*
@@ -273,31 +324,44 @@ msgq_storage_open(const char *command, const char *name, AclMode right,
 				  MsgqWhich which)
 {
 	MsgqStorage *storage = palloc0(sizeof(MsgqStorage));
-	Relation   *tables;
-	int			n;
 
-	storage->command = command;
 	storage->right = right;
 	storage->which = which;
-	if (command)
-		msgq_begin_change(command);
-	do
-	{
-		storage->generation = msgq_queue_generation();
-		storage->queue = msgq_queue_get(name, right);
-		msgq_point(MSGQ_POINT_SEND_CHOSEN);
-		tables = palloc(sizeof(Relation) * storage->queue->nsegments);
-	} while (!lock_tables(storage->queue, which, storage->generation,
-						  tables, &n));
+	storage->lowest = 0;
+	storage->highest = MSGQ_MAX_PRIORITIES - 1;
+	return open_storage(storage, command, name);
+}
 
-	storage->slot = msgq_slot_get(storage->queue);
-	if (command)
-		msgq_worker_want();
-	storage->segments = palloc(sizeof(MsgqSegment *) * n);
-	for (int i = 0; i < n; i++)
-		storage->segments[i] = open_segment(tables[i], storage);
-	storage->nsegments = n;
-	return storage;
+/*
+ * Opens the active segments of some levels only, for whoever stores messages
+ * of priorities from lowest to highest.  Those that the queue does not have
+ * are for the caller to refuse.  Otherwise as msgq_storage_open.
+ */
+MsgqStorage *
+msgq_storage_open_levels(const char *command, const char *name, AclMode right,
+						 int lowest, int highest)
+{
+	MsgqStorage *storage = palloc0(sizeof(MsgqStorage));
+
+	storage->right = right;
+	storage->which = MSGQ_ACTIVE;
+	storage->lowest = lowest;
+	storage->highest = highest;
+	return open_storage(storage, command, name);
+}
+
+/* The open segment that takes new messages of this level. */
+MsgqSegment *
+msgq_storage_active(const MsgqStorage *storage, int level)
+{
+	/* Active ones are the last, whatever else is open. */
+	for (int i = storage->nsegments - 1; i >= 0; i--)
+	{
+		if (storage->segments[i]->level == level)
+			return storage->segments[i];
+	}
+	elog(ERROR, "no segment of level %d is open", level);
+	return NULL;
 }
 
 /* Closes the tables, and gives back locks of this mode. */

@@ -68,9 +68,10 @@ COMMENT ON TABLE msgq.queue IS
 'the queues and their settings; written by msgq.create_queue and its kin only; read msgq.queues instead';
 
 /*
- * The ring of a queue: segment n is the table msgq.q<queue_id>_<n>.  Senders
- * write to the active one; src/ring.c tells how it turns.  turn counts the
- * turns of the ring, and orders the segments by when they were filled.  From
+ * The rings of a queue, one for each level of priority: segment n is the table
+ * msgq.q<queue_id>_<n>, and belongs to one level.  Senders write to the active
+ * one of their level; src/ring.c tells how rings turn.  turn counts the turns
+ * of the queue's rings, and orders the segments by when they were filled.  From
  * a segment with moved, rows were moved to another one, and older snapshots
  * may still need what they left.
  */
@@ -80,11 +81,12 @@ CREATE TABLE msgq.segment (
 	state text COLLATE "C" NOT NULL CHECK (state IN ('active', 'draining', 'drained', 'empty')),
 	turn bigint NOT NULL,
 	moved boolean NOT NULL,
+	level smallint NOT NULL DEFAULT 0,
 	PRIMARY KEY (queue_id, n)
 );
 
 COMMENT ON TABLE msgq.segment IS
-'the segment tables of each queue: active takes new messages, draining still holds some, drained waits to be emptied, empty holds none and is not opened by receivers';
+'the segment tables of each queue, and the level of priority of each: active takes new messages, draining still holds some, drained waits to be emptied, empty holds none and is not opened by receivers';
 
 /*
  * What was counted for each queue before the server last started; written by
