@@ -135,8 +135,6 @@ SELECT key, value, pg_temp.bound(key, value) FROM (VALUES
 	(13, 'overflow', 'null'),
 	(14, 'max_in_flight', 'null'),
 	(15, 'max_in_flight', '10'),
-	(16, 'priorities', '3'),
-	(17, 'priorities', 'null'),
 	(18, 'ordered', 'true'),
 	(19, 'ordered', 'null'),
 	(20, 'on_exhausted', '"skip"'),

@@ -127,6 +127,9 @@ check_priorities(const Outgoing *out, const MsgqQueue *queue)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("priority is out of range for queue \"%s\"",
 						NameStr(queue->name)),
+				 queue->priorities == 1 ?
+				 errdetail("Message %d has priority %d; the queue has only priority 0.",
+						   i + 1, out->priorities[i]) :
 				 errdetail("Message %d has priority %d; the queue has the priorities from 0 to %d.",
 						   i + 1, out->priorities[i], queue->priorities - 1),
 				 errhint("How many there are is set when a queue is made, by argument \"priorities\" of msgq.create_queue().")));
