@@ -22,7 +22,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.send(text, jsonb, jsonb, interval, timestamptz, int, text, interval, text) IS
 'stores one message as part of the caller''s transaction, whose COMMIT is the confirmation; needs the right send.
-body: the content (a JSON null is one). headers: a JSON object beside it; names that begin with msgq- are the server''s. delay or deliver_at, not both: not before that time; a time that has passed means at once. ttl: the message expires so long after it was sent, if that is before the queue''s message_ttl; 0 or more. priority (0), group_key, idempotency_key (NULL): not supported yet.
+body: the content (a JSON null is one). headers: a JSON object beside it; names that begin with msgq- are the server''s. delay or deliver_at, not both: not before that time; a time that has passed means at once. ttl: the message expires so long after it was sent, if that is before the queue''s message_ttl; 0 or more. priority: from 0 to one less than the queue''s priorities; higher ones are delivered first. group_key, idempotency_key (NULL): not supported yet.
 Result: the id of the message, unique in its queue, provisional until the commit.
 Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, MQ004 paused, MQ005 queue full, 0A000 argument not supported yet, 25006 read-only or standby.';
 
@@ -42,7 +42,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.send_bytes(text, bytea, jsonb, interval, timestamptz, int, text, interval, text) IS
 'stores one message as part of the caller''s transaction, whose COMMIT is the confirmation; needs the right send.
-data: the content, also of no bytes. headers: a JSON object beside it; names that begin with msgq- are the server''s. delay or deliver_at, not both: not before that time; a time that has passed means at once. ttl: the message expires so long after it was sent, if that is before the queue''s message_ttl; 0 or more. priority (0), group_key, idempotency_key (NULL): not supported yet.
+data: the content, also of no bytes. headers: a JSON object beside it; names that begin with msgq- are the server''s. delay or deliver_at, not both: not before that time; a time that has passed means at once. ttl: the message expires so long after it was sent, if that is before the queue''s message_ttl; 0 or more. priority: from 0 to one less than the queue''s priorities; higher ones are delivered first. group_key, idempotency_key (NULL): not supported yet.
 Result: the id of the message, unique in its queue, provisional until the commit.
 Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, MQ004 paused, MQ005 queue full, 0A000 argument not supported yet, 25006 read-only or standby.';
 
@@ -107,7 +107,7 @@ AS 'MODULE_PATHNAME', 'msgq_receive'
 LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 10;
 
 COMMENT ON FUNCTION msgq.receive(text, int, interval, interval) IS
-'leases messages: nobody else gets them until the visibility timeout has passed, counted from this call; needs the right receive. Due messages (retries, ended leases, delays) come first in the order of their time, then ready ones in the order of their ids; what another transaction holds is skipped. A rolled-back receive leaves the messages as they were. The same at every isolation level.
+'leases messages: nobody else gets them until the visibility timeout has passed, counted from this call; needs the right receive. Messages of a higher priority come first; within a priority, due messages (retries, ended leases, delays) in the order of their time, then ready ones in the order of their ids; what another transaction holds is skipped. A rolled-back receive leaves the messages as they were. The same at every isolation level.
 max_messages: 1 to 10000. visibility_timeout: 0 or more; NULL means the queue''s. wait: if there is nothing, how long to wait for the first message, 0 or more; woken by commits, and by the clock when a message falls due. The statement keeps its snapshot while it waits; msgq.wait does not.
 Result: the messages, each with the receipt of this delivery.
 Errors: 42704 no such queue, 42501 no right, 22004 NULL, 22023 bad argument, 54000 max_messages too large, 25006 read-only or standby.';

@@ -97,6 +97,9 @@ $session->safe(
 	SELECT msgq.ack('full', receipt) FROM msgq.receive('full');
 	CREATE TABLE receipts (id bigint, receipt uuid);
 	INSERT INTO receipts SELECT id, receipt FROM msgq.receive('full', 3);
+	SELECT msgq.create_queue('levels', priorities => 3);
+	SELECT msgq.send('levels', to_jsonb(i), priority => i % 3)
+		FROM generate_series(1, 6) AS i;
 	SELECT msgq.create_queue('renamed');
 	SELECT msgq.rename_queue('renamed', 'new "name"');
 	SELECT msgq.create_queue('dropped');
@@ -254,6 +257,13 @@ foreach my $restored (@restored)
 		),
 		'',
 		"$dbname: the renamed queue is there");
+
+	# A dump has no order; the levels have.
+	is( $s->safe(
+			q{SELECT msgq.send('levels', '8', priority => 2);
+			SELECT string_agg(body::text, ' ') FROM msgq.pop('levels', 10)}),
+		"7\n2 5 8 1 4 3 6",
+		"$dbname: levels of priority are what they were");
 
 	# Ids go on.
 	my $last = $s->safe("SELECT max(id) FROM msgq.q$id");
