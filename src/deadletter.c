@@ -25,7 +25,8 @@
  * queue, no counters, no time to live but the dead-letter queue's own, and is
  * ready at once.  Body, headers, group key, priority and the time at which it
  * was first sent stay.  A queue that has no such priority takes the message in
- * its highest level, with its priority written in it.  The header "msgq-death" tells its history (history.c).
+ * its highest level, with its priority written in it.  The header "msgq-death"
+ * tells its history (history.c).
  *
  * Limits and pauses of the dead-letter queue do not count here, and nobody
  * needs a right on it: who configured it had the right to send to it.  It

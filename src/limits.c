@@ -22,8 +22,9 @@
  *	dead_letter		or moves them to the dead-letter queue.
  *
  * The oldest ones are, of each priority from the lowest on, those that were
- * ready first, then those that are due or delayed, soonest first.  What is in flight, or held by another transaction,
- * stays; if nothing else is left the queue overshoots by what is in flight.
+ * ready first, then those that are due or delayed, soonest first.  What is in
+ * flight, or held by another transaction, stays; if nothing else is left the
+ * queue overshoots by what is in flight.
  *
  * Messages in flight are counted one by one from now on in the order of due
  * times, each time that somebody receives from a queue with a limit on them;

@@ -156,7 +156,16 @@ is( $session->safe("SELECT string_agg(body::text, ' ') FROM msgq.receive('crash'
 	'2 5 1 4 3 6',
 	'the order is the same after a crash');
 
-$session->quit;
+# A level without a segment that takes new messages: nothing is guessed.
+$session->safe(
+	"UPDATE msgq.segment SET state = 'draining'
+	WHERE state = 'active' AND level = 1
+		AND queue_id = (SELECT id FROM msgq.queues WHERE name = 'crash')");
+$other = session($node);
+is($other->fails("SELECT msgq.send('crash', '1')"),
+	'55000', 'a queue that lacks an active segment is refused');
+
+$_->quit foreach $session, $other;
 $node->stop;
 
 done_testing();
