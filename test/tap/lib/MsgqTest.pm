@@ -74,6 +74,16 @@ sub send
 	return;
 }
 
+# Has what send() started ended?  Does not wait for it.
+sub has_result
+{
+	my ($self) = @_;
+	my $mark = qr/^=== done $self->{count} ===\n/m;
+
+	eval { $self->{run}->pump_nb() };
+	return $self->{stdout} =~ $mark && $self->{stderr} =~ $mark;
+}
+
 # The output of what send() started.  A session that was terminated has no
 # more to say: then what it has said is the output, and dead() is true.
 sub wait
