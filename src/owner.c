@@ -10,6 +10,11 @@
  *
  * An error in between undoes all three with the (sub)transaction.
  *
+ * What the owner reads and changes is described by tables of which the newest
+ * version counts, whatever the isolation level of the caller: a queue is found
+ * by the newest version of its row, and it is that which is to be changed.  So
+ * SQL as the owner gets a new snapshot, and what the caller runs gets his.
+ *
  * src/owner.c
  */
 #include "msgq.h"
@@ -18,9 +23,13 @@
 #include "miscadmin.h"
 #include "tcop/utility.h"
 #include "utils/guc.h"
+#include "utils/snapmgr.h"
 
 #include "owner.h"
 #include "queue.h"
+
+/* Does what is run now get a new snapshot?  Set where SPI is opened. */
+static bool latest = false;
 
 /*
  * Before anything is changed: raises 25006 on a standby, in a read-only
@@ -46,6 +55,8 @@ msgq_spi_begin(MsgqSpi *spi, Oid act_as)
 		SetUserIdAndSecContext(act_as, spi->security_context |
 							   SECURITY_LOCAL_USERID_CHANGE |
 							   SECURITY_RESTRICTED_OPERATION);
+	spi->latest = latest;
+	latest = OidIsValid(act_as);
 	spi->guc_level = NewGUCNestLevel();
 	(void) set_config_option("search_path", "pg_catalog, pg_temp",
 							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
@@ -60,6 +71,7 @@ msgq_spi_end(const MsgqSpi *spi)
 	if (SPI_finish() != SPI_OK_FINISH)
 		elog(ERROR, "could not disconnect from SPI");
 	AtEOXact_GUC(false, spi->guc_level);
+	latest = spi->latest;
 	SetUserIdAndSecContext(spi->user, spi->security_context);
 }
 
@@ -82,6 +94,20 @@ msgq_become_caller(const MsgqSpi *before)
 	SetUserIdAndSecContext(before->user, before->security_context);
 }
 
+/* Runs a command, with parameters or without; a code as SPI's functions. */
+static int
+execute(const char *sql, int nargs, const Oid *types, const Datum *values,
+		const char *nulls, bool read_only)
+{
+	SPIPlanPtr	plan = SPI_prepare(sql, nargs, (Oid *) types);
+
+	if (plan == NULL)
+		return SPI_result;
+	return SPI_execute_snapshot(plan, (Datum *) values, nulls,
+								latest ? GetLatestSnapshot() : InvalidSnapshot,
+								InvalidSnapshot, read_only, true, 0);
+}
+
 /* Runs a command whose text is made by printf. */
 void
 msgq_spi_run(const char *format,...)
@@ -102,7 +128,7 @@ msgq_spi_run(const char *format,...)
 			break;
 		enlargeStringInfo(&sql, needed);
 	}
-	result = SPI_execute(sql.data, false, 0);
+	result = execute(sql.data, 0, NULL, NULL, NULL, false);
 	if (result < 0)
 		elog(ERROR, "could not execute \"%s\": %s", sql.data,
 			 SPI_result_code_string(result));
@@ -123,8 +149,7 @@ msgq_spi_run_with(const char *sql, int expected, int nargs, const Oid *types,
 	for (int i = 0; i < nargs; i++)
 		flags[i] = nulls && nulls[i] ? 'n' : ' ';
 	flags[nargs] = '\0';
-	result = SPI_execute_with_args(sql, nargs, (Oid *) types,
-								   (Datum *) values, flags, read_only, 0);
+	result = execute(sql, nargs, types, values, flags, read_only);
 	if (result != expected)
 		elog(ERROR, "could not execute \"%s\": %s", sql,
 			 SPI_result_code_string(result));

@@ -15,6 +15,7 @@ typedef struct MsgqSpi
 	Oid			user;
 	int			security_context;
 	int			guc_level;
+	bool		latest;			/* of whoever was there before */
 } MsgqSpi;
 
 extern void msgq_begin_change(const char *command);

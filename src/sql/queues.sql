@@ -66,7 +66,7 @@ AS 'MODULE_PATHNAME', 'msgq_purge'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.purge(text) IS
-'removes every message that the transaction can see, also those in flight, whose receipts become stale; needs the right manage. Waits for transactions that hold messages.
+'removes every message that is committed when it begins, whatever the isolation level, also those in flight, whose receipts become stale; needs the right manage. Waits for transactions that hold messages.
 Result: the number of messages removed.
 Errors: 42704 no such queue, 42501 no right, 22004 NULL, 40001 above READ COMMITTED if another transaction changed one.';
 
