@@ -165,6 +165,10 @@ SELECT msgq.reject('middle', receipt, 'two') FROM msgq.receive('middle');
 SELECT * FROM pg_temp.deaths('last');
 SELECT msgq.redrive('last');
 SELECT * FROM pg_temp.deaths('middle');
+-- From there it goes to where it came from first.
+SELECT msgq.redrive('middle');
+SELECT msgq.redrive('middle');
+SELECT id, body FROM msgq.peek('first');
 -- A queue that takes dead letters cannot be dropped; those who name it follow its name.
 SELECT msgq.drop_queue('middle');
 SELECT msgq.rename_queue('middle', 'mezzanine');
@@ -202,12 +206,46 @@ SELECT msgq.redrive('taken.dead');
 RESET ROLE;
 SELECT count(*) FROM msgq.peek('taken.dead');
 
+-- A queue that has got the name of another one may have the same id.
+SELECT msgq.create_queue('name', dead_letter_queue => 'taken.dead');
+SELECT msgq.create_queue('namesake', dead_letter_queue => '');
+SELECT msgq.send('namesake', '"namesake"');
+SELECT msgq.send('name', '"name"');
+SELECT msgq.reject('name', receipt) FROM msgq.receive('name');
+SELECT msgq.rename_queue('name', 'old name'), msgq.rename_queue('namesake', 'name');
+SELECT msgq.redrive('taken.dead', filter => '$.body == "name"');
+SELECT id, body FROM msgq.peek('name');
+-- A comparison of what cannot be compared is not true; what is found may be.
+SELECT msgq.redrive('taken.dead', filter => '$.body > "a"', dry_run => true), msgq.redrive('taken.dead', filter => '$.body', dry_run => true);
+
+-- A paused queue takes nothing back.
+SELECT msgq.send('old name', '"paused"');
+SELECT msgq.reject('old name', receipt) FROM msgq.receive('old name');
+SELECT msgq.pause('old name', 'send');
+SELECT msgq.redrive('taken.dead', filter => '$.body == "paused"');
+SELECT msgq.resume('old name', 'send');
+SELECT msgq.redrive('taken.dead', filter => '$.body == "paused"');
+
+-- One receive gives up 100 at most, and delivers what is behind them.
+SELECT msgq.create_queue('many', max_deliveries => 1, visibility_timeout => '10 s');
+SELECT count(*) FROM unnest(msgq.send_batch('many', array_fill('1'::jsonb, ARRAY[250])));
+SELECT count(*) FROM msgq.receive('many', 250);
+SET msgq.test_clock_offset = 11000;
+SELECT msgq.send('many', '"behind"');
+SELECT body FROM msgq.receive('many');
+SELECT count(*) FROM msgq.peek('many.dead', 1000);
+SELECT body FROM msgq.receive('many');
+SELECT body FROM msgq.receive('many');
+SELECT count(*) FROM msgq.peek('many.dead', 1000);
+SELECT body FROM msgq.peek('many', 1000);
+RESET msgq.test_clock_offset;
+
 -- Names: 58 bytes and ".dead" make 63.
 SELECT msgq.create_queue(repeat('n', 59));
 SELECT msgq.create_queue(repeat('n', 58));
 SELECT msgq.drop_queue(repeat('n', 58));
 
-SELECT msgq.drop_queue(name) FROM unnest('{work,other,none,swept,first,last,taken}'::text[]) WITH ORDINALITY AS q(name, n) ORDER BY n;
-SELECT msgq.drop_queue(name) FROM unnest('{work.dead,swept.dead,taken.dead}'::text[]) WITH ORDINALITY AS q(name, n) ORDER BY n;
+SELECT msgq.drop_queue(name) FROM unnest('{work,other,none,swept,first,last,taken,name,old name,many}'::text[]) WITH ORDINALITY AS q(name, n) ORDER BY n;
+SELECT msgq.drop_queue(name) FROM unnest('{work.dead,swept.dead,taken.dead,many.dead}'::text[]) WITH ORDINALITY AS q(name, n) ORDER BY n;
 REVOKE CREATE ON SCHEMA msgq FROM regress_msgq_maker;
 DROP ROLE regress_msgq_maker;

@@ -258,14 +258,23 @@ msgq_history_add(const MsgqQueue *queue, TupleTableSlot *row,
 	return DirectFunctionCall2(jsonb_concat, headers, new_history);
 }
 
-/* Where and when did the message die last?  False if it says nothing of that. */
+/*
+ * Where and when did the message die last, but for this queue?  False if it
+ * says nothing of that.
+ */
 bool
-msgq_history_last(TupleTableSlot *row, MsgqDeath *death)
+msgq_history_last(TupleTableSlot *row, const char *except, MsgqDeath *death)
 {
-	JsonbContainer *entry = history_entry(row, 0);
-	char	   *id = entry ? field_text(entry, "id") : NULL;
-	char	   *died_at = entry ? field_text(entry, "last_at") : NULL;
+	JsonbContainer *entry;
+	char	   *id;
+	char	   *died_at;
+	int			n = 0;
 
+	while ((entry = history_entry(row, n)) != NULL &&
+		   field_is(entry, "queue", except))
+		n++;
+	id = entry ? field_text(entry, "id") : NULL;
+	died_at = entry ? field_text(entry, "last_at") : NULL;
 	death->queue = entry ? field_text(entry, "queue") : NULL;
 	if (death->queue == NULL || id == NULL || died_at == NULL)
 		return false;

@@ -26,6 +26,7 @@ typedef struct MsgqDeath
 extern Datum msgq_history_add(const MsgqQueue *queue, TupleTableSlot *row,
 							  const char *reason, const char *error,
 							  TimestampTz now);
-extern bool msgq_history_last(TupleTableSlot *row, MsgqDeath *death);
+extern bool msgq_history_last(TupleTableSlot *row, const char *except,
+							  MsgqDeath *death);
 
 #endif							/* MSGQ_HISTORY_H */

@@ -6,15 +6,20 @@
  * target, all in the caller's transaction.  What somebody holds, by a lease or
  * by an open transaction, is passed by; nobody is waited for.
  *
+ * "Where it died" is the queue of the newest entry of its history that is not
+ * of the dead-letter queue itself: a message that came back from that one's
+ * own dead letters has been there as well.
+ *
  * The message begins anew: no counters, the target's time to live.  Its
  * history stays, and so does the time at which it was first sent.  In the
  * dead-letter queue it counts as acknowledged, in the target as redriven.
  *
  * A message that returns to the queue in which it died gets its id back.
  * That id lies behind the frontier of the ready walk, so the row is stored as
- * due, by which walks find it (frontier.c).  The id is free as long as the
- * queue is still the same one: ids are never given twice, and the message is
- * nowhere else.
+ * due, by which walks find it (frontier.c).  The id is free if the queue is
+ * still the same one: ids are never given twice, and the message is nowhere
+ * else.  The history knows the queue by its name of then, which may be another
+ * one's by now; if that has such an id, the message gets a new one.
  *
  * src/redrive.c
  */
@@ -24,13 +29,17 @@
 #include "utils/fmgroids.h"
 #include "utils/jsonb.h"
 #include "utils/jsonpath.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
 
 #include "argument.h"
 #include "deadletter.h"
 #include "history.h"
+#include "limits.h"
 #include "message.h"
 #include "stats.h"
 #include "testing.h"
+#include "wakeup.h"
 
 /* One call of redrive. */
 typedef struct Redrive
@@ -43,6 +52,8 @@ typedef struct Redrive
 	int64		done;
 	TimestampTz now;
 	List	   *targets;		/* of MsgqStorage, open */
+	MemoryContext context;		/* of the call */
+	MemoryContext message;		/* for what one message leaves */
 } Redrive;
 
 /* {"headers": ..., "body": ...}: what a filter sees of a message. */
@@ -76,9 +87,39 @@ filter_input(TupleTableSlot *row)
 	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
 }
 
+/* Is the path a predicate, which is true, false or unknown? */
+static bool
+is_predicate(JsonPath *path)
+{
+	JsonPathItem item;
+
+	jspInit(&item, path);
+	if (jspHasNext(&item))
+		return false;
+	switch (item.type)
+	{
+		case jpiAnd:
+		case jpiOr:
+		case jpiNot:
+		case jpiIsUnknown:
+		case jpiEqual:
+		case jpiNotEqual:
+		case jpiLess:
+		case jpiGreater:
+		case jpiLessOrEqual:
+		case jpiGreaterOrEqual:
+		case jpiExists:
+		case jpiStartsWith:
+		case jpiLikeRegex:
+			return true;
+		default:
+			return false;
+	}
+}
+
 /*
- * Does the filter take this message?  A path that is a predicate says so; any
- * other one does if it finds something.
+ * Does the filter take this message?  A path that is a predicate does if it is
+ * true, and any other one if it finds something.
  */
 static bool
 passes_filter(JsonPath *filter, TupleTableSlot *row)
@@ -86,13 +127,12 @@ passes_filter(JsonPath *filter, TupleTableSlot *row)
 	FmgrInfo	function;
 
 	LOCAL_FCINFO(call, 4);
-	Datum		found;
-	JsonbValue	value;
-	Jsonb	   *jsonb;
+	Datum		passes;
 
 	if (filter == NULL)
 		return true;
-	fmgr_info(F_JSONB_PATH_QUERY_FIRST, &function);
+	fmgr_info(is_predicate(filter) ? F_JSONB_PATH_MATCH : F_JSONB_PATH_EXISTS,
+			  &function);
 	InitFunctionCallInfoData(*call, &function, 4, InvalidOid, NULL, NULL);
 	call->args[0].value = JsonbPGetDatum(filter_input(row));
 	call->args[1].value = PointerGetDatum(filter);
@@ -100,19 +140,15 @@ passes_filter(JsonPath *filter, TupleTableSlot *row)
 	call->args[3].value = BoolGetDatum(true);	/* silent */
 	for (int i = 0; i < 4; i++)
 		call->args[i].isnull = false;
-	found = FunctionCallInvoke(call);
-	if (call->isnull)
-		return false;
-	jsonb = DatumGetJsonbP(found);
-	return !JB_ROOT_IS_SCALAR(jsonb) ||
-		!JsonbExtractScalar(&jsonb->root, &value) ||
-		value.type != jbvBool || value.val.boolean;
+	passes = FunctionCallInvoke(call);
+	return !call->isnull && DatumGetBool(passes);
 }
 
 /* The queue of this name, opened once for the call. */
 static MsgqStorage *
 open_target(Redrive *redrive, const char *name)
 {
+	MemoryContext caller;
 	ListCell   *cell;
 	MsgqStorage *target;
 
@@ -122,9 +158,12 @@ open_target(Redrive *redrive, const char *name)
 		if (strcmp(NameStr(target->queue->name), name) == 0)
 			return target;
 	}
+	caller = MemoryContextSwitchTo(redrive->context);
 	target = msgq_storage_open("msgq.redrive()", name, MSGQ_RIGHT_SEND,
-							   MSGQ_ACTIVE);
+							   MSGQ_ALL);
+	msgq_check_may_send(target->queue);
 	redrive->targets = lappend(redrive->targets, target);
+	MemoryContextSwitchTo(caller);
 	return target;
 }
 
@@ -137,7 +176,7 @@ target_of(Redrive *redrive, TupleTableSlot *row)
 
 	if (redrive->target_name)
 		return open_target(redrive, redrive->target_name);
-	if (!msgq_history_last(row, &death))
+	if (!msgq_history_last(row, source, &death))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("message " INT64_FORMAT " of queue \"%s\" is no dead letter",
@@ -154,18 +193,36 @@ target_of(Redrive *redrive, TupleTableSlot *row)
 	return open_target(redrive, death.queue);
 }
 
+/* Has the queue a message with this id? */
+static bool
+has_id(const MsgqStorage *storage, int64 id)
+{
+	bool		found = false;
+
+	PushActiveSnapshot(GetLatestSnapshot());
+	for (int i = 0; i < storage->nsegments && !found; i++)
+	{
+		found = msgq_segment_look_up(storage->segments[i], id);
+		ExecClearTuple(storage->segments[i]->row);
+	}
+	PopActiveSnapshot();
+	return found;
+}
+
 /*
  * The id that the message had in this queue; 0 if that was another queue, or
- * a namesake that was dropped.
+ * a namesake that was dropped, or renamed so that its name was free.
  */
 static int64
-id_in(const MsgqQueue *queue, TupleTableSlot *row)
+id_in(const Redrive *redrive, const MsgqStorage *target, TupleTableSlot *row)
 {
+	const MsgqQueue *queue = target->queue;
 	MsgqDeath	death;
 
-	if (!msgq_history_last(row, &death) ||
+	if (!msgq_history_last(row, NameStr(redrive->source->queue->name), &death) ||
 		strcmp(death.queue, NameStr(queue->name)) != 0 ||
-		death.died_at < queue->created_at || death.id > msgq_last_id(queue))
+		death.died_at < queue->created_at || death.id > msgq_last_id(queue) ||
+		has_id(target, death.id))
 		return 0;
 	return death.id;
 }
@@ -175,7 +232,7 @@ static void
 send_back(Redrive *redrive, TupleTableSlot *row)
 {
 	MsgqStorage *target = target_of(redrive, row);
-	MsgqCopy	how = {.id = id_in(target->queue, row)};
+	MsgqCopy	how = {.id = id_in(redrive, target, row)};
 
 	if (how.id != 0)
 		how.visible_at = msgq_now();
@@ -184,29 +241,47 @@ send_back(Redrive *redrive, TupleTableSlot *row)
 	msgq_count(redrive->source->slot, MSGQ_ACKED, 1);
 }
 
-/* All messages of a segment in one order that nobody holds. */
+/* The message on which the walk stands, if nobody holds it and it is wanted. */
+static bool
+redrive_one(Redrive *redrive, MsgqWalk *walk)
+{
+	TupleTableSlot *row = walk->segment->row;
+	MsgqChange	no_change = {0};
+
+	if (TransactionIdIsValid(walk->open_xid) ||
+		msgq_row_is_in_flight(row, redrive->now) ||
+		msgq_is_expired(row, redrive->now) ||
+		!passes_filter(redrive->filter, row))
+		return false;
+	if (redrive->dry_run)
+	{
+		(void) target_of(redrive, row);
+		return true;
+	}
+	if (msgq_walk_remove(walk, &no_change) != MSGQ_DONE)
+		return false;
+	msgq_wake_at_abort(redrive->source->slot, 1);
+	send_back(redrive, walk->segment->new_row);
+	return true;
+}
+
+/* All messages of a segment in one order. */
 static void
 redrive_segment(Redrive *redrive, MsgqSegment *segment, MsgqOrder order)
 {
 	MsgqWalk   *walk = msgq_walk_begin(segment, order, PG_INT64_MIN + 1,
 									   PG_INT64_MAX);
-	MsgqChange	no_change = {0};
 
 	while (redrive->wanted > 0 && msgq_walk_next(walk))
 	{
-		if (TransactionIdIsValid(walk->open_xid) ||
-			msgq_row_is_in_flight(segment->row, redrive->now) ||
-			msgq_is_expired(segment->row, redrive->now) ||
-			!passes_filter(redrive->filter, segment->row))
-			continue;
-		if (redrive->dry_run)
-			(void) target_of(redrive, segment->row);
-		else if (msgq_walk_remove(walk, &no_change) == MSGQ_DONE)
-			send_back(redrive, segment->new_row);
-		else
-			continue;
-		redrive->wanted--;
-		redrive->done++;
+		bool		done;
+
+		MemoryContextSwitchTo(redrive->message);
+		done = redrive_one(redrive, walk);
+		MemoryContextSwitchTo(redrive->context);
+		MemoryContextReset(redrive->message);
+		redrive->wanted -= done;
+		redrive->done += done;
 	}
 	msgq_walk_end(walk);
 }
@@ -217,7 +292,12 @@ Datum
 msgq_redrive(PG_FUNCTION_ARGS)
 {
 	char	   *name = msgq_arg_name(fcinfo, 0, "dead_letter_queue");
-	Redrive		redrive = {.wanted = PG_INT64_MAX};
+	Redrive		redrive = {
+		.wanted = PG_INT64_MAX,
+		.context = CurrentMemoryContext,
+		.message = AllocSetContextCreate(CurrentMemoryContext, "msgq redrive",
+										 ALLOCSET_DEFAULT_SIZES)
+	};
 	ListCell   *cell;
 
 	if (!PG_ARGISNULL(1))
