@@ -33,6 +33,10 @@
  * cannot be dropped while a queue names it (admin.c).  Without a dead-letter
  * queue the message is removed, and counted.
  *
+ * Which queue that is can change until it is opened: who changes it does not
+ * wait for those who use the queue.  A dead letter goes where the setting says
+ * at that moment.
+ *
  * Locks: RowExclusiveLock on the queue's segments and then on the active one
  * of the dead-letter queue.  Queues cannot form a cycle by their dead-letter
  * queues, so neither do these locks.
@@ -43,6 +47,7 @@
 
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
+#include "utils/inval.h"
 #include "utils/timestamp.h"
 
 #include "argument.h"
@@ -161,15 +166,43 @@ msgq_store_copy(MsgqStorage *target, TupleTableSlot *row, const MsgqCopy *how,
 	msgq_wake_at_commit(target->slot, 1);
 }
 
+/*
+ * The name of the dead-letter queue of an open queue; empty if it has none.
+ * Neither a change of that setting nor a new name has to wait for those who
+ * have opened the queue; so it is looked up again if anything has changed.
+ */
+static const char *
+dead_letter_name(const MsgqStorage *storage)
+{
+	int			n;
+	MsgqQueue **queues;
+
+	AcceptInvalidationMessages();
+	if (storage->generation == msgq_queue_generation())
+		return NameStr(storage->queue->dead_letter_queue);
+	queues = msgq_queue_list(MSGQ_RIGHT_NONE, &n);
+	for (int i = 0; i < n; i++)
+	{
+		if (queues[i]->id == storage->queue->id)
+			return NameStr(queues[i]->dead_letter_queue);
+	}
+	return "";
+}
+
 /* The open dead-letter queue of an open queue; NULL if it has none. */
 static MsgqStorage *
 dead_letters_of(MsgqStorage *storage)
 {
-	const char *name = NameStr(storage->queue->dead_letter_queue);
+	while (storage->dead_letters == NULL)
+	{
+		const char *name = dead_letter_name(storage);
 
-	if (storage->dead_letters == NULL && name[0] != '\0')
-		storage->dead_letters = msgq_storage_open(storage->command, name,
-												  MSGQ_RIGHT_NONE, MSGQ_ACTIVE);
+		if (name[0] == '\0')
+			break;
+		storage->dead_letters = msgq_storage_try_open(storage->command, name,
+													  MSGQ_RIGHT_NONE,
+													  MSGQ_ACTIVE);
+	}
 	return storage->dead_letters;
 }
 
@@ -261,6 +294,8 @@ sweep_one(MsgqStorage *storage, int64 id, TimestampTz now)
 			msgq_segment_remove(segment, false) != MSGQ_DONE)
 			continue;
 		msgq_dead_letter(storage, segment->row, reason, NULL, now);
+		msgq_count(storage->slot, MSGQ_FAILED,
+				   msgq_expired_leases(segment->row));
 		return true;
 	}
 	return false;

@@ -105,6 +105,9 @@ extern MsgqStorage *msgq_storage_open_levels(const char *command,
 											 const char *name, AclMode right,
 											 int lowest, int highest);
 extern MsgqSegment *msgq_storage_active(const MsgqStorage *storage, int level);
+extern MsgqStorage *msgq_storage_try_open(const char *command,
+										  const char *name, AclMode right,
+										  MsgqWhich which);
 extern void msgq_storage_close(MsgqStorage *storage);
 extern void msgq_storage_let_go(MsgqStorage *storage);
 extern bool msgq_segment_is_plain(Oid table);

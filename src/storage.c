@@ -279,9 +279,13 @@ lock_tables(const MsgqStorage *storage, int first, int n, Relation *tables)
 	return true;
 }
 
-/* Opens the segments that which, lowest and highest tell. */
+/*
+ * Opens the segments that which, lowest and highest tell.  NULL if there is no
+ * such queue and missing_ok says that this is no error.
+ */
 static MsgqStorage *
-open_storage(MsgqStorage *storage, const char *command, const char *name)
+open_storage(MsgqStorage *storage, const char *command, const char *name,
+			 bool missing_ok)
 {
 	Relation   *tables;
 	int			first;
@@ -293,6 +297,8 @@ open_storage(MsgqStorage *storage, const char *command, const char *name)
 	do
 	{
 		storage->generation = msgq_queue_generation();
+		if (missing_ok && msgq_queue_find(name) == NULL)
+			return NULL;
 		storage->queue = msgq_queue_get(name, storage->right);
 		msgq_point(MSGQ_POINT_SEND_CHOSEN);
 		n = choose_segments(storage, &first);
@@ -311,6 +317,19 @@ open_storage(MsgqStorage *storage, const char *command, const char *name)
 	return storage;
 }
 
+/* What open_storage needs to know: all levels. */
+static MsgqStorage *
+all_levels(AclMode right, MsgqWhich which)
+{
+	MsgqStorage *storage = palloc0(sizeof(MsgqStorage));
+
+	storage->right = right;
+	storage->which = which;
+	storage->lowest = 0;
+	storage->highest = MSGQ_MAX_PRIORITIES - 1;
+	return storage;
+}
+
 /*
  * Opens a queue for writing, after checking that the current user has the
  * right on it.  The locks stay until the end of the transaction.  command is
@@ -323,13 +342,15 @@ MsgqStorage *
 msgq_storage_open(const char *command, const char *name, AclMode right,
 				  MsgqWhich which)
 {
-	MsgqStorage *storage = palloc0(sizeof(MsgqStorage));
+	return open_storage(all_levels(right, which), command, name, false);
+}
 
-	storage->right = right;
-	storage->which = which;
-	storage->lowest = 0;
-	storage->highest = MSGQ_MAX_PRIORITIES - 1;
-	return open_storage(storage, command, name);
+/* The same for a queue that may have gone: then it returns NULL. */
+MsgqStorage *
+msgq_storage_try_open(const char *command, const char *name, AclMode right,
+					  MsgqWhich which)
+{
+	return open_storage(all_levels(right, which), command, name, true);
 }
 
 /*
@@ -347,7 +368,7 @@ msgq_storage_open_levels(const char *command, const char *name, AclMode right,
 	storage->which = MSGQ_ACTIVE;
 	storage->lowest = lowest;
 	storage->highest = highest;
-	return open_storage(storage, command, name);
+	return open_storage(storage, command, name, false);
 }
 
 /* The open segment that takes new messages of this level. */
