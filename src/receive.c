@@ -22,8 +22,9 @@
  * What a receive meets and must not deliver, since its time to live is over or
  * all allowed deliveries have failed, it gives up (deadletter.c) and goes on;
  * then it does not wait for anything else, so that this is committed soon.  Of
- * what has expired it removes so much as not to keep its caller waiting, and
- * leaves the rest to the worker.
+ * either kind it removes so much as not to keep its caller waiting, and leaves
+ * the rest to others: what has expired to the worker, since nobody needs to
+ * come by it again, and what is exhausted to whoever comes by next.
  *
  * A limit on messages in flight is kept by counting them, under a lock that
  * those who receive from such a queue hold from before they count until what
@@ -74,8 +75,8 @@
 /* Index entries that a waiter looks through for the next due time. */
 #define DUE_LOOKAHEAD		200
 
-/* Messages that one receive gives up because they have expired. */
-#define MAX_EXPIRED			100
+/* Messages that one receive gives up for each of the two reasons. */
+#define MAX_GIVEN_UP		100
 
 /* How often a receiver that finds nothing looks into drained segments. */
 #define DRAINED_INTERVAL	USECS_PER_SEC
@@ -97,8 +98,8 @@ typedef struct Receiver
 	int			failed;			/* failures found: leases that had run out,
 								 * and pops that were rolled back */
 	int			rolled_back;	/* of the latter */
-	int			given_up;		/* exhausted or expired */
-	int			expired;		/* of those */
+	int			exhausted;		/* those given up */
+	int			expired;		/* likewise */
 	TimestampTz oldest_enqueued_at; /* of those taken */
 	Tuplestorestate *store;		/* they go here */
 	TupleDesc	descriptor;
@@ -148,18 +149,36 @@ give_up(Receiver *receiver, MsgqWalk *walk, int32 rolled_back,
 	msgq_dead_letter(receiver->storage, segment->new_row, reason, NULL,
 					 receiver->now);
 	receiver->failed += change.more_failures;
-	receiver->given_up++;
 	return outcome;
 }
 
-/* The same for a message that has expired: nobody wants it any more. */
+/*
+ * The same for a message that is exhausted.  One that is left to others must
+ * stay where they come by.
+ */
+static MsgqOutcome
+give_up_exhausted(Receiver *receiver, MsgqWalk *walk, int32 rolled_back)
+{
+	MsgqOutcome outcome;
+
+	if (receiver->only_look || receiver->exhausted == MAX_GIVEN_UP)
+		return MSGQ_HELD;
+	outcome = give_up(receiver, walk, rolled_back, MSGQ_REASON_MAX_DELIVERIES);
+	receiver->exhausted += outcome == MSGQ_DONE;
+	return outcome;
+}
+
+/* And for one that has expired: nobody wants it any more. */
 static MsgqOutcome
 give_up_expired(Receiver *receiver, MsgqWalk *walk, int32 rolled_back)
 {
-	if (receiver->only_look || receiver->expired == MAX_EXPIRED)
+	MsgqOutcome outcome;
+
+	if (receiver->only_look || receiver->expired == MAX_GIVEN_UP)
 		return MSGQ_GONE;
-	receiver->expired++;
-	return give_up(receiver, walk, rolled_back, MSGQ_REASON_EXPIRED);
+	outcome = give_up(receiver, walk, rolled_back, MSGQ_REASON_EXPIRED);
+	receiver->expired += outcome == MSGQ_DONE;
+	return outcome;
 }
 
 /* Tries to lease or remove the free message on which the walk stands. */
@@ -207,8 +226,7 @@ take(Receiver *receiver, MsgqWalk *walk)
 		return give_up_expired(receiver, walk, rolled_back);
 	if (msgq_is_exhausted(receiver->storage->queue, row,
 						  msgq_expired_leases(row) + rolled_back))
-		return receiver->only_look ? MSGQ_HELD :
-			give_up(receiver, walk, rolled_back, MSGQ_REASON_MAX_DELIVERIES);
+		return give_up_exhausted(receiver, walk, rolled_back);
 	if (receiver->only_look)
 	{
 		receiver->wanted = 0;
@@ -331,6 +349,12 @@ take_ready(Receiver *receiver, MsgqSegment *segment)
 						  next_key(MSGQ_READY, view.horizon));
 }
 
+static bool
+has_given_up(const Receiver *receiver)
+{
+	return receiver->exhausted > 0 || receiver->expired > 0;
+}
+
 /* Counts what was taken. */
 static void
 report(Receiver *receiver)
@@ -339,7 +363,7 @@ report(Receiver *receiver)
 
 	msgq_count(slot, MSGQ_DELIVERED, receiver->taken + receiver->rolled_back);
 	msgq_count(slot, MSGQ_FAILED, receiver->failed);
-	if (receiver->given_up > 0)
+	if (has_given_up(receiver))
 		receiver->oldest_enqueued_at = DT_NOBEGIN;	/* that is no mere lease */
 	if (receiver->taken == 0)
 		return;
@@ -399,6 +423,7 @@ look_within_limit(Receiver *receiver)
 
 	msgq_queue_lock_tag(&tag, receiver->storage->queue, MSGQ_LOCK_IN_FLIGHT);
 	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+	receiver->now = msgq_now(); /* that may have taken its time */
 	room = limit - msgq_count_in_flight(receiver->storage, receiver->now, limit);
 	receiver->wanted = Min(wanted, room);
 	if (room > 0)
@@ -469,7 +494,7 @@ look(Receiver *receiver)
 
 	open_storage(receiver, MSGQ_IN_USE);
 	take_messages(receiver);
-	if (receiver->wanted < wanted || receiver->given_up > 0 ||
+	if (receiver->wanted < wanted || has_given_up(receiver) ||
 		!wants_drained(receiver->storage->queue))
 		return;
 	msgq_storage_let_go(receiver->storage);
@@ -534,7 +559,7 @@ look_until(Receiver *receiver, TimestampTz deadline)
 		MemoryContextSwitchTo(caller);
 		slot = receiver->storage->slot;
 		msgq_wait_looked(slot);
-		if (receiver->wanted < wanted || receiver->given_up > 0 ||
+		if (receiver->wanted < wanted || has_given_up(receiver) ||
 			receiver->now >= deadline)
 			break;
 
