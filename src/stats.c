@@ -36,6 +36,7 @@
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "message.h"
@@ -326,7 +327,7 @@ typedef struct Depth
 	TimestampTz oldest;			/* 0: none */
 } Depth;
 
-/* Reads every message, as the statement's snapshot has them. */
+/* Reads every message, as the active snapshot has them. */
 static void
 count_messages(const MsgqQueue *queue, TimestampTz now, Depth *depth)
 {
@@ -343,7 +344,7 @@ count_messages(const MsgqQueue *queue, TimestampTz now, Depth *depth)
 							   "count(*) FILTER (WHERE visible_at > $1 AND leased_at IS NOT NULL), "
 							   "min(enqueued_at) FILTER (WHERE visible_at IS NULL OR visible_at <= $1) "
 							   "FROM msgq.q%d", queue->id),
-					  SPI_OK_SELECT, 1, &type, &value, NULL, false);
+					  SPI_OK_SELECT, 1, &type, &value, NULL, true);
 	for (int i = 0; i < 4; i++)
 		columns[i] = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
 								   i + 1, &is_null);
@@ -469,7 +470,10 @@ msgq_stats_recount(const MsgqQueue *queue, MsgqSlot *slot)
 	msgq_queue_lock_tag(&tag, queue, MSGQ_LOCK_COUNT);
 	(void) LockAcquire(&tag, ExclusiveLock, false, false);
 	before = pg_atomic_read_u64(&slot->live);
+	/* A transaction's own snapshot would be older than that. */
+	PushActiveSnapshot(GetLatestSnapshot());
 	count_messages(queue, msgq_now(), &depth);
+	PopActiveSnapshot();
 	counted = depth.ready + depth.delayed + depth.in_flight;
 	pg_atomic_fetch_add_u64(&slot->live, (uint64) counted - before);
 	pg_atomic_write_u64(&slot->counted_delayed, depth.delayed);
@@ -479,7 +483,24 @@ msgq_stats_recount(const MsgqQueue *queue, MsgqSlot *slot)
 	(void) LockRelease(&tag, ExclusiveLock, false);
 }
 
-/* The first count of a queue that nobody has counted yet. */
+/* What the current transaction has done to the number of messages so far. */
+static int64
+own_change(MsgqSlot *slot)
+{
+	int64		change = 0;
+
+	for (int i = 0; i < npending; i++)
+	{
+		if (pending[i].slot == slot)
+			change += change_of_live(pending[i].counts);
+	}
+	return change;
+}
+
+/*
+ * The first count of a queue that nobody has counted yet.  It has what this
+ * transaction has done so far, which is added when it commits.
+ */
 static void
 count_first(const MsgqQueue *queue, MsgqSlot *slot)
 {
@@ -493,6 +514,7 @@ count_first(const MsgqQueue *queue, MsgqSlot *slot)
 		msgq_become_owner(&before);
 		msgq_stats_recount(queue, slot);
 		msgq_become_caller(&before);
+		pg_atomic_fetch_sub_u64(&slot->live, own_change(slot));
 	}
 	(void) LockRelease(&tag, ExclusiveLock, false);
 }
@@ -505,12 +527,15 @@ read_length(const MsgqQueue *queue)
 	int64		length;
 	MsgqSpi		spi;
 
+	PushActiveSnapshot(GetLatestSnapshot());
 	msgq_spi_begin(&spi, msgq_storage_owner());
-	msgq_spi_run("SELECT count(*) FROM (SELECT FROM msgq.q%d LIMIT " INT64_FORMAT ") AS messages",
-				 queue->id, queue->max_length + 1);
+	msgq_spi_run_with(psprintf("SELECT count(*) FROM (SELECT FROM msgq.q%d LIMIT " INT64_FORMAT ") AS messages",
+							   queue->id, queue->max_length + 1),
+					  SPI_OK_SELECT, 0, NULL, NULL, NULL, true);
 	length = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
 										 SPI_tuptable->tupdesc, 1, &is_null));
 	msgq_spi_end(&spi);
+	PopActiveSnapshot();
 	return length;
 }
 
@@ -527,12 +552,7 @@ msgq_stats_length(const MsgqQueue *queue, MsgqSlot *slot)
 		return read_length(queue);
 	if (!pg_atomic_read_u32(&slot->has_live))
 		count_first(queue, slot);
-	length = (int64) pg_atomic_read_u64(&slot->live);
-	for (int i = 0; i < npending; i++)
-	{
-		if (pending[i].slot == slot)
-			length += change_of_live(pending[i].counts);
-	}
+	length = (int64) pg_atomic_read_u64(&slot->live) + own_change(slot);
 	return Max(length, 0);
 }
 
