@@ -425,6 +425,7 @@ look_within_limit(Receiver *receiver)
 	(void) LockAcquire(&tag, ExclusiveLock, false, false);
 	receiver->now = msgq_now(); /* that may have taken its time */
 	room = limit - msgq_count_in_flight(receiver->storage, receiver->now, limit);
+	msgq_point(MSGQ_POINT_RECEIVE_COUNTED);
 	receiver->wanted = Min(wanted, room);
 	if (room > 0)
 		look_through(receiver);

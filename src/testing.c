@@ -45,6 +45,7 @@ static const struct config_enum_entry points[] = {
 	{"ring-examined", MSGQ_POINT_RING_EXAMINED, false},
 	{"ring-locked", MSGQ_POINT_RING_LOCKED, false},
 	{"ring-moved", MSGQ_POINT_RING_MOVED, false},
+	{"receive-counted", MSGQ_POINT_RECEIVE_COUNTED, false},
 	{NULL, 0, false}
 };
 

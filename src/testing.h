@@ -25,7 +25,9 @@ typedef enum MsgqTestPoint
 	MSGQ_POINT_WAIT_LOOKED,		/* wait: looked in vain, not yet asleep */
 	MSGQ_POINT_RING_EXAMINED,	/* maintain: found drained, not yet locked */
 	MSGQ_POINT_RING_LOCKED,		/* maintain: locked, not yet proven empty */
-	MSGQ_POINT_RING_MOVED		/* maintain: stragglers moved */
+	MSGQ_POINT_RING_MOVED,		/* maintain: stragglers moved */
+	MSGQ_POINT_RECEIVE_COUNTED	/* receive: counted what is in flight, nothing
+								 * claimed */
 } MsgqTestPoint;
 
 /* The setting msgq.test_point; MSGQ_POINT_NONE but in tests. */
