@@ -102,49 +102,62 @@ refuse(const MsgqQueue *queue, int64 length, int more)
 			 errhint("Send again when consumers have caught up, or raise max_length.")));
 }
 
-/* The oldest messages of a segment in one order, as many as are wanted. */
-static int64
-drop_from_segment(MsgqStorage *storage, MsgqSegment *segment, MsgqOrder order,
-				  int64 wanted, TimestampTz now)
+/*
+ * Removes the free message on which the walk stands, as the policy says: drops
+ * it, or moves it to the dead-letter queue.
+ */
+MsgqOutcome
+msgq_drop_message(MsgqStorage *storage, MsgqWalk *walk, TimestampTz now)
 {
-	MsgqWalk   *walk = msgq_walk_begin(segment, order, PG_INT64_MIN + 1,
-									   PG_INT64_MAX);
 	MsgqChange	no_change = {0};
+	MsgqOutcome outcome = msgq_walk_remove(walk, &no_change);
+
+	if (outcome != MSGQ_DONE)
+		return outcome;
+	msgq_wake_at_abort(storage->slot, 1);
+	if (storage->queue->overflow == MSGQ_OVERFLOW_DEAD_LETTER)
+		msgq_dead_letter(storage, walk->segment->new_row,
+						 MSGQ_REASON_OVERFLOW, NULL, now);
+	else
+		msgq_count(storage->slot, MSGQ_DROPPED, 1);
+	return outcome;
+}
+
+/* Those of a segment that are due or delayed, as many as are wanted. */
+static int64
+drop_due(MsgqStorage *storage, MsgqSegment *segment, int64 wanted,
+		 TimestampTz now)
+{
+	MsgqWalk   *walk = msgq_walk_begin(segment, MSGQ_DUE, PG_INT64_MIN + 1,
+									   PG_INT64_MAX);
 	int64		dropped = 0;
 
 	while (dropped < wanted && msgq_walk_next(walk))
 	{
-		if (TransactionIdIsValid(walk->open_xid) ||
-			msgq_row_is_in_flight(segment->row, now) ||
-			msgq_walk_remove(walk, &no_change) != MSGQ_DONE)
-			continue;
-		dropped++;
-		msgq_wake_at_abort(storage->slot, 1);
-		if (storage->queue->overflow == MSGQ_OVERFLOW_DEAD_LETTER)
-			msgq_dead_letter(storage, segment->new_row, MSGQ_REASON_OVERFLOW,
-							 NULL, now);
-		else
-			msgq_count(storage->slot, MSGQ_DROPPED, 1);
+		if (!TransactionIdIsValid(walk->open_xid) &&
+			!msgq_row_is_in_flight(segment->row, now) &&
+			msgq_drop_message(storage, walk, now) == MSGQ_DONE)
+			dropped++;
 	}
 	msgq_walk_end(walk);
 	return dropped;
 }
 
-/* The oldest ones of a level, likewise. */
+/*
+ * The oldest ones of a level, likewise.  What is ready is found as a receive
+ * finds it, from the frontier on: this is done for each message that is sent
+ * to a full queue.
+ */
 static int64
 drop_from_level(MsgqStorage *storage, int level, int64 wanted, TimestampTz now)
 {
-	static const MsgqOrder orders[] = {MSGQ_READY, MSGQ_DUE};
-	int64		dropped = 0;
+	int64		dropped = msgq_drop_ready(storage, level, wanted, now);
 
-	for (int k = 0; k < (int) lengthof(orders); k++)
+	for (int i = 0; i < storage->nsegments && dropped < wanted; i++)
 	{
-		for (int i = 0; i < storage->nsegments && dropped < wanted; i++)
-		{
-			if (storage->segments[i]->level == level)
-				dropped += drop_from_segment(storage, storage->segments[i],
-											 orders[k], wanted - dropped, now);
-		}
+		if (storage->segments[i]->level == level)
+			dropped += drop_due(storage, storage->segments[i],
+								wanted - dropped, now);
 	}
 	return dropped;
 }

@@ -89,6 +89,7 @@ typedef struct Receiver
 	MsgqStorage *storage;
 	bool		remove;			/* pop */
 	bool		only_look;		/* wait: take nothing */
+	bool		drop;			/* a full queue: deliver nothing */
 	Interval   *timeout;		/* receive: NULL is the queue's */
 	TimestampTz now;
 	TimestampTz lease_end;
@@ -214,14 +215,32 @@ claim(Receiver *receiver, MsgqWalk *walk, int32 rolled_back)
 	return outcome;
 }
 
+/* Tries to remove it from a full queue. */
+static MsgqOutcome
+drop(Receiver *receiver, MsgqWalk *walk)
+{
+	MsgqOutcome outcome = msgq_drop_message(receiver->storage, walk,
+											receiver->now);
+
+	if (outcome == MSGQ_DONE)
+	{
+		receiver->taken++;
+		receiver->wanted--;
+	}
+	return outcome;
+}
+
 /* What becomes of the free message on which the walk stands? */
 static MsgqOutcome
 take(Receiver *receiver, MsgqWalk *walk)
 {
 	TupleTableSlot *row = walk->segment->row;
-	int32		rolled_back = msgq_poison_failures(receiver->storage->slot,
-												   msgq_row_id(row));
+	int32		rolled_back;
 
+	if (receiver->drop)
+		return drop(receiver, walk);
+	rolled_back = msgq_poison_failures(receiver->storage->slot,
+									   msgq_row_id(row));
 	if (msgq_is_expired(row, receiver->now))
 		return give_up_expired(receiver, walk, rolled_back);
 	if (msgq_is_exhausted(receiver->storage->queue, row,
@@ -407,6 +426,29 @@ look_through(Receiver *receiver)
 		 level >= 0 && receiver->wanted > 0; level--)
 		take_from_level(receiver, level);
 	report(receiver);
+}
+
+/*
+ * Drops messages of one level of an open queue that are ready, the oldest ones
+ * first; returns how many.
+ */
+int
+msgq_drop_ready(MsgqStorage *storage, int level, int64 wanted,
+				TimestampTz now)
+{
+	Receiver	receiver = {
+		.storage = storage,
+		.drop = true,
+		.now = now,
+		.wanted = Min(wanted, PG_INT32_MAX)
+	};
+
+	for (int i = 0; i < storage->nsegments && receiver.wanted > 0; i++)
+	{
+		if (storage->segments[i]->level == level)
+			take_ready(&receiver, storage->segments[i]);
+	}
+	return receiver.taken;
 }
 
 /*
