@@ -320,6 +320,6 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.redrive(text, text, int, jsonpath, boolean) IS
 'takes dead letters back: removes them from their queue and stores them in another one; needs the right manage on the first and send on the second. What is in flight, or held by an open transaction, is passed by. Counters start again; history and time of sending stay, and the id where a message returns to its own queue. Limits on the target''s length do not count.
-target: NULL for the queue in which each died last, by its name of then. max_messages: at most so many; NULL for all. filter: a jsonpath on {"headers": ..., "body": ...}; a predicate must be true, any other path must find something. dry_run: only count.
+target: NULL for the queue in which each died last, but for this one, by its name of then. max_messages: at most so many; NULL for all. filter: a jsonpath on {"headers": ..., "body": ...}; a predicate must be true, any other path must find something. dry_run: only count.
 Result: how many messages were taken back, or would be.
 Errors: 42704 no such queue, 42501 no right, 22004 NULL, 22023 bad argument, or a message that is no dead letter and no target, MQ004 target is paused, 25006 read-only or standby.';

@@ -52,9 +52,9 @@ $admin->safe(
 	SELECT msgq.create_queue('b', dead_letter_queue => '', max_deliveries => 2,
 		max_in_flight => 20, retry_delay => '20 ms', max_retry_delay => '100 ms');
 	SELECT msgq.create_queue('c', dead_letter_queue => '', max_deliveries => 0,
-		max_length => 200, overflow => 'drop_oldest');
+		max_length => 200, overflow => 'drop_oldest', max_retry_delay => '100 ms');
 	SELECT msgq.create_queue('d', dead_letter_queue => 'dead', max_deliveries => 0,
-		max_length => 100, overflow => 'dead_letter');
+		max_length => 100, overflow => 'dead_letter', max_retry_delay => '100 ms');
 	CREATE SEQUENCE payload;
 	CREATE TABLE sent (p bigint PRIMARY KEY, queue text);
 	CREATE TABLE ended (p bigint, queue text, how text);
@@ -476,7 +476,10 @@ foreach my $queue (@queues)
 		$left =
 		  $admin->safe("SELECT count(*) FROM msgq.q$id{$queue}");
 	} while ($left > 0 && time < $until);
-	is($left, 0, "queue $queue can be emptied");
+	is($left, 0, "queue $queue can be emptied")
+	  or diag($admin->safe(
+			"SELECT id, visible_at - clock_timestamp(), leased_at, deliveries,
+			failures, expires_at FROM msgq.q$id{$queue} LIMIT 5"));
 }
 check_quiet('at the end');
 
