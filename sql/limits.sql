@@ -34,7 +34,9 @@ SET msgq.test_clock_offset = 40000;
 SELECT body FROM msgq.receive('ttl', 100);
 SELECT count(*) FROM msgq.peek('ttl');
 RESET msgq.test_clock_offset;
-SELECT sent_total, acked_total, expired_total FROM msgq.queue_stats WHERE queue = 'ttl' AND sent_total IS NOT NULL;
+-- Totals are NULL without shared memory.
+SELECT sent_total IS NULL OR (sent_total, acked_total, expired_total) = (10, 1, 9) AS counted
+FROM msgq.queue_stats WHERE queue = 'ttl';
 -- Only what has expired: it is given up by the receive that meets it, which returns nothing.
 SELECT msgq.alter_queue('ttl', '{"dead_letter_queue": null, "message_ttl": null}');
 SELECT msgq.send('ttl', '"dies"', ttl => '1 s') IS NOT NULL AS sent;
@@ -93,7 +95,7 @@ SELECT body FROM msgq.peek('full');
 SELECT count(*) FROM msgq.receive('full', 10);
 SELECT msgq.send('full', '12') IS NOT NULL AS overshoots;
 SELECT body FROM msgq.peek('full');
-SELECT dropped_total FROM msgq.queue_stats WHERE queue = 'full' AND sent_total IS NOT NULL;
+SELECT dropped_total IS NULL OR dropped_total = 3 AS counted FROM msgq.queue_stats WHERE queue = 'full';
 -- To the dead-letter queue.
 SELECT msgq.purge('full');
 SELECT msgq.alter_queue('full', '{"overflow": "dead_letter"}');
@@ -107,6 +109,11 @@ SELECT msgq.pause('full.dead', 'all');
 SELECT msgq.send('full', '25') IS NOT NULL AS sent;
 SELECT count(*) FROM msgq.peek('full.dead');
 SELECT msgq.resume('full.dead', 'all');
+-- A redrive ignores the limits of its target, but not a pause.
+SELECT msgq.pause('full', 'send');
+SELECT msgq.redrive('full.dead', max_messages => 1);
+SELECT msgq.redrive('full.dead', 'full', max_messages => 1);
+SELECT msgq.resume('full', 'send');
 SELECT msgq.redrive('full.dead', max_messages => 1);
 SELECT msgq.purge('full.dead');
 SELECT msgq.drop_queue('full');
