@@ -113,11 +113,14 @@ prepare() {
 create_queue() {
 	chapter 'A queue in the database that is already there'
 	say "The shop has customers, orders and stock. One extension and one
-		function call give it a queue."
+		function call give it a queue, and a second one for what fails too
+		often."
 	show <<-'SQL'
 		CREATE EXTENSION msgq;
 		SELECT msgq.create_queue('packing');
+		SELECT name FROM msgq.queues ORDER BY name;
 	SQL
+	expect_shown 'there is a queue for dead letters' 'packing\.dead'
 }
 
 commit_together() {
@@ -244,6 +247,50 @@ lose_a_worker() {
 	expect 'the queue is empty' "SELECT count(*) FROM msgq.peek('packing')" 0
 }
 
+give_up() {
+	chapter 'A message that always fails is set aside'
+	say "This order has no number, and every worker stumbles over it. It must
+		not come back for ever. A queue gives a message up after ten failures,
+		or as many as you say."
+	show <<-'SQL'
+		SELECT msgq.alter_queue('packing', '{"max_deliveries": 3}');
+		SELECT msgq.send('packing', '{"order": "seventeen"}');
+	SQL
+	fail
+	fail
+	fail
+	expect 'the queue is empty' "SELECT count(*) FROM msgq.peek('packing')" 0
+
+	say "After the third time it is in the dead-letter queue, moved in the
+		transaction of the last nack, with the reason in a header."
+	show <<-'SQL'
+		SELECT m.body, d.reason, d.deliveries, d.error
+		FROM msgq.peek('packing.dead') m,
+		    jsonb_to_recordset(m.headers->'msgq-death')
+		        AS d(reason text, deliveries int, error text);
+	SQL
+	expect_shown 'it is there, and says why' \
+		'.*max_deliveries +\| +3 +\| not a number: seventeen'
+
+	say "The worker learns to read such numbers, and the message goes back."
+	show <<-'SQL'
+		SELECT msgq.redrive('packing.dead');
+		SELECT deliveries, body, msgq.ack('packing', receipt) AS acked
+		FROM msgq.receive('packing');
+	SQL
+	expect_shown 'it begins anew, and is dealt with' '1 +\| .*seventeen.*\| t'
+	expect 'both queues are empty' \
+		"SELECT (SELECT count(*) FROM msgq.peek('packing')), (SELECT count(*) FROM msgq.peek('packing.dead'))" '0|0'
+}
+
+fail() {
+	show <<-'SQL'
+		SELECT deliveries, msgq.nack('packing', receipt, delay => '0',
+		    error => 'not a number: seventeen') AS given_back
+		FROM msgq.receive('packing');
+	SQL
+}
+
 happen_once() {
 	chapter 'An effect that happens exactly once'
 	say "pop removes a message as part of the caller's transaction. Whatever
@@ -301,6 +348,7 @@ main() {
 	roll_back_together
 	compete
 	lose_a_worker
+	give_up
 	happen_once
 	finish
 }
