@@ -95,7 +95,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.grant(text, text, text) IS
 'gives a role a right on a queue; needs the right admin.
-role: a role name as stored, or public. right: peek (look, statistics), send, receive (receive and settle), manage (purge, cancel, expire a lease), admin (alter, drop, rename, grant); these are SELECT, INSERT, UPDATE, DELETE and TRUNCATE on the view msgq.q<id>.
+role: a role name as stored, or public. right: peek (look, statistics), send, receive (receive and settle), manage (purge, cancel, expire a lease, pause, redrive), admin (alter, drop, rename, grant); these are SELECT, INSERT, UPDATE, DELETE and TRUNCATE on the view msgq.q<id>.
 Errors: 42704 no such queue or role, 22023 no such right, 42501 no right, 22004 NULL.';
 
 CREATE FUNCTION msgq.revoke(name text, role text, "right" text)
