@@ -30,6 +30,9 @@
  * times, each time that somebody receives from a queue with a limit on them;
  * receive.c tells why no two receivers exceed it.
  *
+ * Not counted is a lease in a segment that is marked drained: that of a
+ * message which came late (ring.c), until maintenance has found it there.
+ *
  * src/limits.c
  */
 #include "msgq.h"
