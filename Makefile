@@ -24,13 +24,16 @@ OBJS = \
 	src/admin.o \
 	src/message.o \
 	src/send.o \
+	src/dedup.o \
 	src/limits.o \
 	src/storage.o \
+	src/store.o \
 	src/segment.o \
 	src/frontier.o \
 	src/receive.o \
 	src/lease.o \
 	src/settle.o \
+	src/archive.o \
 	src/deadletter.o \
 	src/history.o \
 	src/redrive.o \

@@ -19,6 +19,7 @@ use Time::HiRes qw(sleep time);
 # its ceiling, is reported loudly.
 my %FLOOR = (
 	send            => 0.95,
+	send_key        => 0.6,
 	consume         => 3.0,
 	batch           => 2.2,
 	send_batch      => 1.1,
@@ -35,9 +36,9 @@ my %CEILING = (
 	held_queue_disk    => 1,       # of the bound
 	held_queue_release => 60,      # s
 );
-my @CASES = qw(send consume batch send_batch clients held_snapshot
+my @CASES = qw(send send_key consume batch send_batch clients held_snapshot
   latency wakeups held_queue);
-my @MSGQ_ONLY = qw(latency wakeups held_queue);    # nothing to compare with
+my @MSGQ_ONLY = qw(send_key latency wakeups held_queue);    # nothing to compare with
 
 my $BATCH   = 100;
 my $TIMEOUT = "interval '30 s'";
@@ -124,7 +125,10 @@ our %SIDE = (
 			SELECT msgq.send_batch('bench', array_fill(%s::jsonb, ARRAY[1000]))
 			FROM generate_series(1, %d / 1000)) AS batches},
 		table   => sub { return psql($HANDLE) },
-		send    => q{SELECT msgq.send('bench', :body::jsonb);},
+		send     => q{SELECT msgq.send('bench', :body::jsonb);},
+		send_key => q{
+\\set key random(1, 1000000000000000)
+SELECT msgq.send('bench', :body::jsonb, idempotency_key => 'order-' || :key);},
 		consume => qq{
 SELECT receipt, body FROM msgq.receive('bench', 1, $TIMEOUT) \\gset
 SELECT msgq.ack('bench', :receipt);},
@@ -168,6 +172,13 @@ FROM (VALUES (1)) AS one LEFT JOIN textbook.receive(1, $TIMEOUT) AS m ON true \\
 		ack => q{SELECT textbook.ack(:receipt);},
 	},
 );
+
+# What an idempotency key costs.
+$SIDE{keyless} = {
+	%{ $SIDE{msgq} },
+	title    => 'msgq, without keys',
+	send_key => $SIDE{msgq}{send},
+};
 
 # The same queue, whose claims commit asynchronously.
 $SIDE{textbook_async} = { %{ $SIDE{textbook} }, title => 'textbook, async claims' };
@@ -739,6 +750,11 @@ my %CASE = (
 	send => sub {
 		compare('send', {
 			baselines => ['plain'], clients => 8, per_transaction => 1,
+			rounds => $size{rounds}, length => \@timed });
+	},
+	send_key => sub {
+		compare('send_key', {
+			baselines => ['keyless'], clients => 8, per_transaction => 1,
 			rounds => $size{rounds}, length => \@timed });
 	},
 	# The bound has no reason to slow down, and might run out of messages.

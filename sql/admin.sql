@@ -142,8 +142,13 @@ SELECT key, value, pg_temp.bound(key, value) FROM (VALUES
 	(22, 'dedup_window', '"24 h"'),
 	(23, 'dedup_window', '"1 h"'),
 	(24, 'dedup_window', 'null'),
-	(25, 'archive_retention', 'null'),
-	(26, 'archive_retention', '"7 days"')
+	(25, 'dedup_window', '"0"'),
+	(26, 'dedup_window', '"-1 s"'),
+	(27, 'dedup_window', '"100 years"'),
+	(28, 'archive_retention', 'null'),
+	(29, 'archive_retention', '"7 days"'),
+	(30, 'archive_retention', '"0"'),
+	(31, 'archive_retention', '"-1 s"')
 ) AS v(n, key, value) ORDER BY n;
 
 --

@@ -39,7 +39,7 @@ $$;
 SELECT pg_temp.tried('regress_msgq_owner', $$SELECT msgq.create_queue('rights')$$);
 GRANT CREATE ON SCHEMA msgq TO regress_msgq_owner;
 SET ROLE regress_msgq_owner;
-SELECT msgq.create_queue('rights');
+SELECT msgq.create_queue('rights', archive_retention => '1 h');
 SELECT msgq.send('rights', '1');
 RESET ROLE;
 SELECT format('msgq.q%s', id) AS handle, format('msgq.q%s_1', id) AS segment, id
@@ -74,10 +74,14 @@ INSERT INTO call (name, arguments) VALUES
 	('send_batch', $$'rights', '{1}'$$),
 	('send_bytes_batch', $$'rights', '{"\\x01"}'$$),
 	('send_messages', $$'rights', '[{"body": 1}]'$$),
+	('send_once', $$'rights', '1', 'k'$$),
 	('receive', $$'rights'$$),
 	('pop', $$'rights'$$),
 	('ack', $$'rights', '6ba7b810-9dad-11d1-80b4-00c04fd430c8'$$),
 	('ack_batch', $$'rights', '{6ba7b810-9dad-11d1-80b4-00c04fd430c8}'$$),
+	('archive', $$'rights', '6ba7b810-9dad-11d1-80b4-00c04fd430c8'$$),
+	('archive_batch', $$'rights', '{6ba7b810-9dad-11d1-80b4-00c04fd430c8}'$$),
+	('archived', $$'rights'$$),
 	('nack', $$'rights', '6ba7b810-9dad-11d1-80b4-00c04fd430c8'$$),
 	('nack_batch', $$'rights', '{6ba7b810-9dad-11d1-80b4-00c04fd430c8}'$$),
 	('reject', $$'rights', '6ba7b810-9dad-11d1-80b4-00c04fd430c8'$$),

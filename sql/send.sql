@@ -41,8 +41,7 @@ FROM msgq.peek('send');
 SELECT arguments, pg_temp.raised(format('SELECT msgq.send(''send'', ''1'', %s)', arguments)) FROM (VALUES
 	(1, 'priority => 0, group_key => NULL, ttl => NULL, idempotency_key => NULL'),
 	(4, 'group_key => ''g'''),
-	(5, 'group_key => '''''),
-	(7, 'idempotency_key => ''k''')
+	(5, 'group_key => ''''')
 ) AS v(n, arguments) ORDER BY n;
 SELECT msgq.purge('send');
 
@@ -124,7 +123,6 @@ SELECT arguments, pg_temp.raised(format('SELECT msgq.send_batch(''batch'', %s)',
 	(10, '''{1,2}'', priority => 1'),
 	(11, '''{1,2}'', group_keys => ''{NULL,NULL}'', idempotency_keys => ''{NULL,NULL}'''),
 	(12, '''{1,2}'', group_keys => ''{NULL,g}'''),
-	(13, '''{1,2}'', idempotency_keys => ''{k,NULL}'''),
 	(14, '''{1,2}'', group_keys => ''{NULL}''')
 ) AS v(n, arguments) ORDER BY n;
 \pset format aligned
@@ -183,7 +181,6 @@ SELECT messages, pg_temp.raised(format('SELECT msgq.send_messages(''json'', %L)'
 	(22, '[{"body": 1, "priority": null}]'),
 	(24, '[{"body": 1, "group_key": "g"}]'),
 	(25, '[{"body": 1, "group_key": 1}]'),
-	(27, '[{"body": 1, "idempotency_key": "k"}]'),
 	(28, '[{"body": 1, "queue": "batch"}]')
 ) AS v(n, messages) ORDER BY n;
 \pset format aligned

@@ -6,7 +6,7 @@
  * after the caller's right was checked.  Names of queues are parameters or
  * quoted literals there; tables are named by the queue's number.
  *
- * Whoever changes msgq.queue or msgq.segment locks msgq.queue in SHARE ROW
+ * Whoever changes msgq.queue, msgq.segment or msgq.store locks msgq.queue in SHARE ROW
  * EXCLUSIVE mode first, to the end of his transaction: so two of them never
  * meet, a name that was found free stays free, and readers go on.  A change
  * sends an invalidation (queue.c).  drop_queue then waits, in DROP TABLE, for
@@ -42,6 +42,7 @@
 #include "ring.h"
 #include "segment.h"
 #include "stats.h"
+#include "store.h"
 #include "wakeup.h"
 
 /* A new queue's ring, and each of several. */
@@ -136,6 +137,11 @@ check_ranges(const QueueRow *row)
 										  row->values[Anum_queue_visibility_timeout - 1],
 										  IntervalPGetDatum(&zero))))
 		bad_setting(Anum_queue_visibility_timeout, "must be greater than zero");
+	if (msgq_interval_span(DatumGetIntervalP(row->values[Anum_queue_dedup_window - 1])) <= 0)
+		bad_setting(Anum_queue_dedup_window, "must be greater than zero");
+	if (!row->nulls[Anum_queue_archive_retention - 1] &&
+		msgq_interval_span(DatumGetIntervalP(row->values[Anum_queue_archive_retention - 1])) <= 0)
+		bad_setting(Anum_queue_archive_retention, "must be greater than zero");
 	if (int_setting(row, Anum_queue_max_deliveries) < 0)
 		bad_setting(Anum_queue_max_deliveries, "must not be negative");
 	if (isnan(multiplier) || isinf(multiplier) || multiplier < 1)
@@ -180,18 +186,10 @@ check_combinations(const QueueRow *row)
 static void
 refuse_unsupported_settings(const QueueRow *row)
 {
-	Interval	day = {.time = USECS_PER_DAY};
-
 	if (DatumGetBool(row->values[Anum_queue_ordered - 1]))
 		msgq_refuse_unsupported("an ordered queue");
 	if (!text_setting_is(row, Anum_queue_on_exhausted, "skip"))
 		msgq_refuse_unsupported("blocking of exhausted groups");
-	if (!DatumGetBool(DirectFunctionCall2(interval_eq,
-										  row->values[Anum_queue_dedup_window - 1],
-										  IntervalPGetDatum(&day))))
-		msgq_refuse_unsupported("a deduplication window");
-	if (!row->nulls[Anum_queue_archive_retention - 1])
-		msgq_refuse_unsupported("an archive");
 }
 
 static void
@@ -275,6 +273,7 @@ comment_on_storage(int32 queue_id, const char *name)
 	msgq_spi_run("COMMENT ON VIEW msgq.q%d IS %s", queue_id, view);
 	for (int i = 0; i < n; i++)
 		msgq_segment_comment(queue_id, numbers[i], name);
+	msgq_store_comment(queue_id, name);
 }
 
 /* ---------------------------------------------------------------------------
@@ -356,6 +355,18 @@ insert_row(QueueRow *row)
 }
 
 /*
+ * Within msgq_spi_begin and _end: the owner may use any tablespace, and the
+ * caller may not choose it.
+ */
+static void
+use_default_tablespace(void)
+{
+	(void) set_config_option("default_tablespace", "",
+							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
+							 true, 0, false);
+}
+
+/*
  * Makes the queue.  The caller holds the lock on msgq.queue, and the name is
  * free.
  */
@@ -376,13 +387,13 @@ create(const char *name, QueueRow *row)
 	row->nulls[Anum_queue_created_at - 1] = false;
 
 	msgq_spi_begin(&spi, msgq_storage_owner());
-	/* The owner may use any tablespace; the caller may not choose it. */
-	(void) set_config_option("default_tablespace", "",
-							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
-							 true, 0, false);
+	use_default_tablespace();
 	insert_row(row);
 	msgq_spi_run("CREATE SEQUENCE msgq.q%d_id AS bigint CACHE 1", id);
 	msgq_handle_create(id, create_rings(id, int_setting(row, Anum_queue_priorities)));
+	msgq_store_create(id, MSGQ_KEYS);
+	if (!row->nulls[Anum_queue_archive_retention - 1])
+		msgq_store_create(id, MSGQ_ARCHIVE);
 	comment_on_storage(id, name);
 	grant_all(id, creator);
 	msgq_spi_end(&spi);
@@ -750,6 +761,22 @@ update_row(QueueRow *row)
 	msgq_spi_end(&spi);
 }
 
+/* The tables of an archive are made when it is first wanted, and then stay. */
+static void
+add_archive(const MsgqQueue *queue, const QueueRow *row)
+{
+	MsgqSpi		spi;
+
+	if (row->nulls[Anum_queue_archive_retention - 1] ||
+		queue->nstored[MSGQ_ARCHIVE] > 0)
+		return;
+	msgq_spi_begin(&spi, msgq_storage_owner());
+	use_default_tablespace();
+	msgq_store_create(queue->id, MSGQ_ARCHIVE);
+	msgq_store_comment(queue->id, NameStr(queue->name));
+	msgq_spi_end(&spi);
+}
+
 /* alter_queue(queue, settings) */
 PG_FUNCTION_INFO_V1(msgq_alter_queue);
 Datum
@@ -771,6 +798,7 @@ msgq_alter_queue(PG_FUNCTION_ARGS)
 	if (strcmp(before, setting_as_text(&row, Anum_queue_dead_letter_queue)) != 0)
 		resolve_dead_letter_queue(name, &row);
 	update_row(&row);
+	add_archive(queue, &row);
 	msgq_queue_changed();
 	/* What was not to be had before may be now. */
 	if (msgq_queue_lock_for_reading(queue))
@@ -863,6 +891,7 @@ drop_storage(const MsgqQueue *queue)
 		if (OidIsValid(queue->segments[i].table))
 			LockRelationOid(queue->segments[i].table, AccessExclusiveLock);
 	}
+	msgq_store_lock(queue);
 	numbers = segment_numbers(queue_id, &n);
 	if (OidIsValid(msgq_relation_oid(psprintf("q%d", queue_id))))
 		msgq_spi_run("DROP VIEW msgq.q%d", queue_id);
@@ -871,6 +900,7 @@ drop_storage(const MsgqQueue *queue)
 		if (OidIsValid(msgq_relation_oid(psprintf("q%d_%d", queue_id, numbers[i]))))
 			msgq_spi_run("DROP TABLE msgq.q%d_%d", queue_id, numbers[i]);
 	}
+	msgq_store_drop(queue_id);
 	if (OidIsValid(msgq_relation_oid(psprintf("q%d_id", queue_id))))
 		msgq_spi_run("DROP SEQUENCE msgq.q%d_id", queue_id);
 	run_for_queue("DELETE FROM msgq.segment WHERE queue_id = $1",

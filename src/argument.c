@@ -157,6 +157,18 @@ msgq_check_interval(const Interval *interval, const char *argument)
 }
 
 /*
+ * A checked interval as microseconds, with days of 24 hours and months of 30
+ * days: the same whatever the session's time zone, for times that different
+ * sessions must agree upon.
+ */
+int64
+msgq_interval_span(const Interval *interval)
+{
+	return interval->time + USECS_PER_DAY *
+		(interval->day + (int64) interval->month * DAYS_PER_MONTH);
+}
+
+/*
  * now + interval, for a checked interval; never before now, which a month
  * that is shorter than the days taken away could be.
  */

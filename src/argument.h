@@ -24,6 +24,7 @@ extern bool msgq_arg_bool(FunctionCallInfo fcinfo, int n, const char *argument);
 extern void msgq_check_name(const char *name, const char *argument);
 extern void msgq_check_new_name(const char *name);
 extern void msgq_check_interval(const Interval *interval, const char *argument);
+extern int64 msgq_interval_span(const Interval *interval);
 extern TimestampTz msgq_time_after(TimestampTz now, const Interval *interval);
 extern void msgq_check_array(ArrayType *array, const char *argument);
 extern Datum *msgq_array_elements(ArrayType *array, const char *argument,

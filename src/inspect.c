@@ -30,37 +30,6 @@
  * ---------------------------------------------------------------------------
  */
 
-/*
- * Appends the rows that SPI has returned, after the first given columns, to
- * the function's result.
- */
-static void
-put_spi_rows(ReturnSetInfo *result, int nfirst, const Datum *first)
-{
-	TupleDesc	descriptor = result->setDesc;
-	Datum	   *values = palloc(sizeof(Datum) * descriptor->natts);
-	bool	   *nulls = palloc(sizeof(bool) * descriptor->natts);
-
-	for (uint64 row = 0; row < SPI_processed; row++)
-	{
-		for (int i = 0; i < descriptor->natts; i++)
-		{
-			if (i < nfirst)
-			{
-				values[i] = first[i];
-				nulls[i] = false;
-				continue;
-			}
-			values[i] = SPI_getbinval(SPI_tuptable->vals[row],
-									  SPI_tuptable->tupdesc,
-									  i - nfirst + 1, &nulls[i]);
-			if (!nulls[i] && TupleDescAttr(descriptor, i)->attlen == -1)
-				values[i] = msgq_self_contained(values[i]);
-		}
-		tuplestore_putvalues(result->setResult, descriptor, values, nulls);
-	}
-}
-
 /* peek(queue, max_messages, after_id) */
 PG_FUNCTION_INFO_V1(msgq_peek);
 Datum
@@ -88,7 +57,7 @@ msgq_peek(PG_FUNCTION_ARGS)
 							   queue->id),
 					  SPI_OK_SELECT, lengthof(values), types, values, NULL,
 					  false);
-	put_spi_rows((ReturnSetInfo *) fcinfo->resultinfo, 0, NULL);
+	msgq_spi_put_rows((ReturnSetInfo *) fcinfo->resultinfo, 0, NULL);
 	msgq_spi_end(&spi);
 	return (Datum) 0;
 }
@@ -207,7 +176,7 @@ query_each_queue(FunctionCallInfo fcinfo, const char *query)
 		msgq_spi_begin(&spi, InvalidOid);
 		msgq_spi_run_with(psprintf(query, queues[i]->id), SPI_OK_SELECT,
 						  1, &type, &now, NULL, false);
-		put_spi_rows((ReturnSetInfo *) fcinfo->resultinfo, 1, &name);
+		msgq_spi_put_rows((ReturnSetInfo *) fcinfo->resultinfo, 1, &name);
 		msgq_spi_end(&spi);
 	}
 }

@@ -3,10 +3,11 @@
  *		Rounds of maintenance over all queues of a database, by the worker or
  *		by hand.
  *
- * A round enters failed pops into their messages' rows (poison.c), turns rings
- * and empties segments (ring.c), gives up messages that have expired or whose
- * deliveries have all failed (deadletter.c), counts and audits queues, and
- * saves their totals (stats.c).  It costs little where nothing happens:
+ * A round turns and empties stores (store.c), enters failed pops into their
+ * messages' rows (poison.c), turns rings and empties segments (ring.c), gives
+ * up messages that have expired or whose deliveries have all failed
+ * (deadletter.c), counts and audits queues, and saves their totals (stats.c).
+ * It costs little where nothing happens:
  * a queue whose counters have not changed is passed by, and what needs a scan
  * is done again only after a time that is long compared with it.
  *
@@ -45,6 +46,7 @@
 #include "ring.h"
 #include "shared.h"
 #include "stats.h"
+#include "store.h"
 #include "testing.h"
 #include "worker.h"
 
@@ -59,6 +61,12 @@
 /* Statistics tell of a queue's activity after this time at the latest. */
 #define SETTLE_TIME			(5 * USECS_PER_SEC)
 
+/*
+ * A store that could not be turned, since a transaction that uses it stays
+ * open, is tried again after this: each attempt makes others wait.
+ */
+#define TURN_TIME			(20 * USECS_PER_SEC)
+
 /* A segment that is parked is looked at at least this often. */
 #define PARKED_TIME			(60 * USECS_PER_SEC)
 
@@ -71,8 +79,8 @@
 typedef struct Memory
 {
 	Oid			relation;		/* hash key: the sequence, or the table */
-	TimestampTz next;			/* when to look again: segments, and queues
-								 * without a slot */
+	TimestampTz next;			/* when to look again: segments, current
+								 * tables of stores, and queues without a slot */
 	int64		interval;
 	TimestampTz looked_at;		/* segment */
 	uint64		activity;		/* what the queue's counters were */
@@ -85,7 +93,10 @@ typedef struct Memory
 								 * last sweep saw it; 0: never */
 } Memory;
 
-/* A step: something that is done to a queue, a level, or a segment of it. */
+/*
+ * A step: something that is done to a queue, a level or a segment of it, or
+ * one of its stores; n says which.
+ */
 typedef void (*Step) (MsgqMaintenance *m, int32 queue_id, int n);
 
 /* From now on m remembers what it has seen, and need not look so often. */
@@ -169,6 +180,13 @@ fail_step(MsgqMaintenance *m, int32 queue_id, MemoryContext context,
 		AbortCurrentTransaction();
 		RESUME_INTERRUPTS();
 		MemoryContextSwitchTo(context);
+	}
+	if (error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE)
+	{
+		/* Somebody is in the way, for longer than we wait. */
+		m->round.waiting++;
+		FreeErrorData(error);
+		return;
 	}
 	m->round.failed++;
 	ereport(WARNING,
@@ -280,6 +298,30 @@ reclaim_step(MsgqMaintenance *m, int32 queue_id, int n)
 		return;
 	if (!msgq_ring_reclaim(ring, segment, &m->round) && memory)
 		set_next_look(memory, GetCurrentTimestamp() - begun, false);
+}
+
+static void
+empty_store_step(MsgqMaintenance *m, int32 queue_id, int n)
+{
+	if (msgq_store_empty(queue_id, (MsgqStoreKind) n, &m->round))
+		m->busy = true;
+}
+
+static void
+turn_store_step(MsgqMaintenance *m, int32 queue_id, int n)
+{
+	MsgqStoreKind kind = (MsgqStoreKind) n;
+	Memory	   *memory;
+
+	if (m->memory)
+	{
+		memory = remember(m, msgq_store_current(queue_id, kind));
+		if (GetCurrentTimestamp() < memory->next)
+			return;
+		memory->next = GetCurrentTimestamp() + TURN_TIME;
+	}
+	if (msgq_store_turn(queue_id, kind, &m->round))
+		m->busy = true;
 }
 
 /* The queue of this number; NULL if it has gone, or is locked. */
@@ -557,13 +599,40 @@ msgq_database_is_wanted(Oid database)
 	return false;
 }
 
+/*
+ * Turns and empties stores.  First of all in a round: by hand, the round keeps
+ * the locks of its steps, and to turn a store it waits for a lock.
+ */
+static void
+maintain_stores(MsgqMaintenance *m)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	MsgqStoreWork *work;
+	int			n;
+
+	begin_step(m);
+	work = msgq_store_list_due(context, &n);
+	end_step(m, context, owner);
+	for (int i = 0; i < n; i++)
+	{
+		if (!m->by_hand && msgq_database_is_wanted(MyDatabaseId))
+			break;
+		run_step(m, empty_store_step, work[i].queue_id, work[i].kind);
+		run_step(m, turn_store_step, work[i].queue_id, work[i].kind);
+	}
+	pfree(work);
+}
+
 /* One round over all queues of the database. */
 static void
 maintain(MsgqMaintenance *m)
 {
 	int			n;
-	Work	   *work = list_work(m, &n);
+	Work	   *work;
 
+	maintain_stores(m);
+	work = list_work(m, &n);
 	for (int i = 0; i < n; i++)
 	{
 		if (!m->by_hand && msgq_database_is_wanted(MyDatabaseId))
@@ -716,6 +785,8 @@ round_as_jsonb(const MsgqRound *round)
 	push_number(&state, "reclaimed", round->reclaimed);
 	push_number(&state, "moved", round->moved);
 	push_number(&state, "refilled", round->refilled);
+	push_number(&state, "rotated", round->rotated);
+	push_number(&state, "emptied", round->emptied);
 	push_number(&state, "audited", round->audited);
 	push_number(&state, "defects", round->defects);
 	push_number(&state, "waiting", round->waiting);

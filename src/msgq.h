@@ -22,6 +22,7 @@
 #define ERRCODE_MSGQ_STALE_RECEIPT	MAKE_SQLSTATE('M','Q','0','0','1')
 #define ERRCODE_MSGQ_PAUSED			MAKE_SQLSTATE('M','Q','0','0','4')
 #define ERRCODE_MSGQ_QUEUE_FULL		MAKE_SQLSTATE('M','Q','0','0','5')
+#define ERRCODE_MSGQ_KEY_REUSED		MAKE_SQLSTATE('M','Q','0','0','6')
 
 /* More messages or receipts in one call are refused. */
 #define MSGQ_MAX_BATCH		10000

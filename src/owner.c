@@ -21,10 +21,12 @@
 
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
+#include "nodes/execnodes.h"
 #include "tcop/utility.h"
 #include "utils/guc.h"
 #include "utils/snapmgr.h"
 
+#include "message.h"
 #include "owner.h"
 #include "queue.h"
 
@@ -153,4 +155,35 @@ msgq_spi_run_with(const char *sql, int expected, int nargs, const Oid *types,
 	if (result != expected)
 		elog(ERROR, "could not execute \"%s\": %s", sql,
 			 SPI_result_code_string(result));
+}
+
+/*
+ * Appends the rows that SPI has returned, after the first given columns, to
+ * the function's result.
+ */
+void
+msgq_spi_put_rows(ReturnSetInfo *result, int nfirst, const Datum *first)
+{
+	TupleDesc	descriptor = result->setDesc;
+	Datum	   *values = palloc(sizeof(Datum) * descriptor->natts);
+	bool	   *nulls = palloc(sizeof(bool) * descriptor->natts);
+
+	for (uint64 row = 0; row < SPI_processed; row++)
+	{
+		for (int i = 0; i < descriptor->natts; i++)
+		{
+			if (i < nfirst)
+			{
+				values[i] = first[i];
+				nulls[i] = false;
+				continue;
+			}
+			values[i] = SPI_getbinval(SPI_tuptable->vals[row],
+									  SPI_tuptable->tupdesc,
+									  i - nfirst + 1, &nulls[i]);
+			if (!nulls[i] && TupleDescAttr(descriptor, i)->attlen == -1)
+				values[i] = msgq_self_contained(values[i]);
+		}
+		tuplestore_putvalues(result->setResult, descriptor, values, nulls);
+	}
 }

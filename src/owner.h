@@ -27,5 +27,7 @@ extern void msgq_spi_run(const char *format,...) pg_attribute_printf(1, 2);
 extern void msgq_spi_run_with(const char *sql, int expected, int nargs,
 							  const Oid *types, const Datum *values,
 							  const bool *nulls, bool read_only);
+extern void msgq_spi_put_rows(ReturnSetInfo *result, int nfirst,
+							  const Datum *first);
 
 #endif							/* MSGQ_OWNER_H */

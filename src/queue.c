@@ -2,10 +2,11 @@
  * queue.c
  *		Finds queues by name, quickly, and checks rights on them.
  *
- * A queue is a row of msgq.queue, its segments are rows of msgq.segment, and
- * its rights are privileges on its handle, the view msgq.q<id>.
+ * A queue is a row of msgq.queue, its segments are rows of msgq.segment, the
+ * tables of its stores are rows of msgq.store, and its rights are privileges
+ * on its handle, the view msgq.q<id>.
  *
- * Each backend caches what it has looked up.  Whoever changes one of the two
+ * Each backend caches what it has looked up.  Whoever changes one of these
  * tables sends a relcache invalidation for msgq.queue with his commit
  * (msgq_queue_changed).  Receiving it only raises a counter, the generation;
  * an entry of an older generation is read again when it is next looked up.
@@ -146,8 +147,8 @@ msgq_storage_owner(void)
 }
 
 /*
- * To be called by whoever has changed msgq.queue or msgq.segment: with the
- * commit, all backends look queues up anew.
+ * To be called by whoever has changed msgq.queue, msgq.segment or msgq.store:
+ * with the commit, all backends look queues up anew.
  */
 void
 msgq_queue_changed(void)
@@ -280,6 +281,75 @@ has_active_ones(const Segment *segments, int n, int priorities)
 	return true;
 }
 
+/* How metadata and the names of tables call a store. */
+char
+msgq_store_letter(MsgqStoreKind kind)
+{
+	static const char letters[MSGQ_NSTORES] = {[MSGQ_KEYS] = 'k',[MSGQ_ARCHIVE] = 'a'};
+
+	return letters[kind];
+}
+
+/* The current table of a store first, then those closed last. */
+static int
+compare_store_tables(const void *left, const void *right)
+{
+	const MsgqStoreTable *a = left;
+	const MsgqStoreTable *b = right;
+
+	if (a->closed_at == 0 || b->closed_at == 0)
+		return (a->closed_at != 0) - (b->closed_at != 0);
+	return a->closed_at > b->closed_at ? -1 : a->closed_at < b->closed_at;
+}
+
+/* Adds a row of msgq.store to the queue, unless the table is empty. */
+static void
+read_store_table(MsgqQueue *queue, MsgqStoreKind kind, const Datum *values)
+{
+	char	   *state = TextDatumGetCString(values[Anum_store_state - 1]);
+	char		suffix[NAMEDATALEN];
+	MsgqStoreTable *table;
+
+	if (strcmp(state, "empty") == 0 ||
+		queue->nstored[kind] == MSGQ_STORE_TABLES)
+		return;
+	table = &queue->stores[kind][queue->nstored[kind]++];
+	snprintf(suffix, sizeof(suffix), "_%c%d", msgq_store_letter(kind),
+			 DatumGetInt32(values[Anum_store_n - 1]));
+	table->table = storage_oid(queue->id, suffix);
+	table->closed_at = strcmp(state, "current") == 0 ? 0 :
+		DatumGetTimestampTz(values[Anum_store_closed_at - 1]);
+}
+
+/* The tables of one store that may hold rows. */
+static void
+read_store(MsgqQueue *queue, MsgqStoreKind kind)
+{
+	Relation	table = open_metadata("store");
+	SysScanDesc scan;
+	ScanKeyData keys[2];
+	HeapTuple	row;
+
+	ScanKeyInit(&keys[0], Anum_store_queue_id, BTEqualStrategyNumber,
+				F_INT4EQ, Int32GetDatum(queue->id));
+	ScanKeyInit(&keys[1], Anum_store_kind, BTEqualStrategyNumber,
+				F_CHAREQ, CharGetDatum(msgq_store_letter(kind)));
+	scan = systable_beginscan(table, msgq_relation_oid("store_pkey"), true,
+							  NULL, lengthof(keys), keys);
+	while (HeapTupleIsValid(row = systable_getnext(scan)))
+	{
+		Datum		values[Natts_store];
+		bool		nulls[Natts_store];
+
+		heap_deform_tuple(row, RelationGetDescr(table), values, nulls);
+		read_store_table(queue, kind, values);
+	}
+	systable_endscan(scan);
+	table_close(table, AccessShareLock);
+	qsort(queue->stores[kind], queue->nstored[kind], sizeof(MsgqStoreTable),
+		  compare_store_tables);
+}
+
 /* The text of a column; an empty string for NULL. */
 static char *
 text_column(Datum value, bool is_null)
@@ -371,6 +441,8 @@ queue_from_row(const Datum *values, const bool *nulls)
 	if (!has_active_ones(segments, n, queue->priorities))
 		queue->sequence = InvalidOid;
 	queue->nsegments = Max(n, 1);
+	for (MsgqStoreKind kind = 0; kind < MSGQ_NSTORES; kind++)
+		read_store(queue, kind);
 	return queue;
 }
 

@@ -53,6 +53,35 @@ enum
 	Natts_queue_segment = Anum_queue_segment_level
 };
 
+/* Columns of msgq.store. */
+enum
+{
+	Anum_store_queue_id = 1,
+	Anum_store_kind,
+	Anum_store_n,
+	Anum_store_state,
+	Anum_store_opened_at,
+	Anum_store_closed_at,
+	Natts_store = Anum_store_closed_at
+};
+
+/* What a queue keeps for a time besides its messages; see store.c. */
+typedef enum MsgqStoreKind
+{
+	MSGQ_KEYS,					/* idempotency keys */
+	MSGQ_ARCHIVE,				/* messages that were archived */
+	MSGQ_NSTORES
+} MsgqStoreKind;
+
+#define MSGQ_STORE_TABLES	3
+
+/* One table of a store that may hold rows. */
+typedef struct MsgqStoreTable
+{
+	Oid			table;
+	TimestampTz closed_at;		/* no row is younger; 0: it takes new ones */
+} MsgqStoreTable;
+
 /* Rights, as privileges on the queue's handle, the view msgq.q<id>. */
 #define MSGQ_RIGHT_NONE		ACL_NO_RIGHTS	/* checked elsewhere */
 #define MSGQ_RIGHT_PEEK		ACL_SELECT
@@ -113,6 +142,10 @@ typedef struct MsgqQueue
 	bool		has_archive;
 	Interval	archive_retention;	/* if has_archive */
 	int			paused;			/* MSGQ_PAUSED_* */
+	int			nstored[MSGQ_NSTORES];	/* so many of these: */
+	MsgqStoreTable stores[MSGQ_NSTORES][MSGQ_STORE_TABLES]; /* the current one, then
+															 * the kept ones, newest
+															 * first */
 	int			ndrained;		/* so many of the segments are drained */
 	int			nsegments;
 
@@ -148,6 +181,7 @@ extern MsgqQueue **msgq_queue_list(AclMode right, int *n);
 extern bool msgq_queue_has_right(const MsgqQueue *queue, AclMode right);
 extern int64 msgq_queue_backoff(const MsgqQueue *queue, TimestampTz now,
 								int32 failures);
+extern char msgq_store_letter(MsgqStoreKind kind);
 extern const char *msgq_right_name(AclMode right);
 
 extern Oid	msgq_schema_oid(void);

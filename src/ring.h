@@ -18,9 +18,12 @@ typedef struct MsgqRound
 	int64		reclaimed;		/* segments that were emptied */
 	int64		moved;			/* messages moved to the active segment */
 	int64		refilled;		/* drained segments in which one was found */
+	int64		rotated;		/* stores that have a new current table */
+	int64		emptied;		/* tables of stores that were truncated */
 	int64		audited;		/* segments */
 	int64		defects;		/* messages found behind a frontier */
-	int64		waiting;		/* segments that something is in the way of */
+	int64		waiting;		/* segments and tables that something is in
+								 * the way of */
 	int64		rolled_back;	/* messages whose failed pops were entered */
 	int64		given_up;		/* messages that had expired, or whose
 								 * deliveries had all failed */

@@ -110,6 +110,7 @@ extern MsgqStorage *msgq_storage_try_open(const char *command,
 										  MsgqWhich which);
 extern void msgq_storage_close(MsgqStorage *storage);
 extern void msgq_storage_let_go(MsgqStorage *storage);
+extern const char *msgq_foreign_feature(Relation table, int ncolumns);
 extern bool msgq_segment_is_plain(Oid table);
 extern bool msgq_storage_is_partial(const MsgqStorage *storage);
 

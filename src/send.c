@@ -11,6 +11,7 @@
  * storage.c), takes the ids, and inserts in chunks.  All arguments are checked
  * before the first id is taken.  Each level of priority has its own active
  * segment; a chunk is of one level, and ids follow the order of the input.
+ * Messages with idempotency keys that were used before are left out (dedup.c).
  *
  * src/send.c
  */
@@ -28,6 +29,7 @@
 #include "utils/timestamp.h"
 
 #include "argument.h"
+#include "dedup.h"
 #include "limits.h"
 #include "message.h"
 #include "segment.h"
@@ -54,6 +56,8 @@ typedef struct Outgoing
 	TimestampTz *visible_at;	/* 0: ready at once */
 	Interval  **ttl;			/* NULL: the queue's */
 	int32	   *priorities;		/* any, until the queue is known */
+	MsgqKeys   *keys;			/* idempotency keys, or NULL */
+	bool	   *duplicates;		/* not to be stored, because of them */
 } Outgoing;
 
 static void
@@ -67,6 +71,8 @@ allocate(Outgoing *out, int n, AttrNumber content_column)
 	out->visible_at = palloc0(sizeof(TimestampTz) * n);
 	out->ttl = palloc0(sizeof(Interval *) * n);
 	out->priorities = palloc0(sizeof(int32) * n);
+	out->keys = NULL;
+	out->duplicates = palloc0(sizeof(bool) * n);
 	memset(out->no_headers, true, sizeof(bool) * n);
 	out->now = msgq_now();
 }
@@ -166,8 +172,8 @@ fill_row(TupleTableSlot *row, const Outgoing *out, int i,
 }
 
 /*
- * Inserts messages of one priority, from number first on; returns how many
- * that were.
+ * Inserts messages of one priority, from number first on, without duplicates;
+ * returns the number of the one to go on with.
  */
 static int
 store_chunk(const MsgqStorage *storage, const Outgoing *out, int first,
@@ -177,19 +183,21 @@ store_chunk(const MsgqStorage *storage, const Outgoing *out, int first,
 	int32		priority = out->priorities[first];
 	Size		bytes = 0;
 	int			n = 0;
+	int			i;
 
-	while (n < CHUNK_ROWS && first + n < out->n && bytes < CHUNK_BYTES &&
-		   out->priorities[first + n] == priority)
+	for (i = first; i < out->n && n < CHUNK_ROWS && bytes < CHUNK_BYTES &&
+		 (out->duplicates[i] || out->priorities[i] == priority); i++)
 	{
-		int			i = first + n;
-
+		if (out->duplicates[i])
+			continue;
 		ids[i] = nextval_internal(queue->sequence, false);
 		fill_row(rows[n++], out, i, queue, ids[i]);
 		bytes += message_bytes(out, i);
 	}
 	msgq_point(MSGQ_POINT_SEND_NUMBERED);
-	msgq_segment_insert(msgq_storage_active(storage, priority), rows, n);
-	return n;
+	if (n > 0)
+		msgq_segment_insert(msgq_storage_active(storage, priority), rows, n);
+	return i;
 }
 
 /* Opens the queue with the segments that these messages go to. */
@@ -208,19 +216,36 @@ open_levels(const char *command, const char *name, const Outgoing *out)
 									highest);
 }
 
-/* Stores all messages or none; fills ids. */
-static void
-store(const char *command, const char *name, const Outgoing *out, int64 *ids)
+/* How many are to be stored? */
+static int
+count_new(const Outgoing *out)
 {
-	MsgqStorage *storage = open_levels(command, name, out);
+	int			n = 0;
+
+	for (int i = 0; i < out->n; i++)
+		n += !out->duplicates[i];
+	return n;
+}
+
+/* The highest id of those that were stored; 0 if there are none. */
+static int64
+last_id(const Outgoing *out, const int64 *ids)
+{
+	int			i = out->n - 1;
+
+	while (i >= 0 && out->duplicates[i])
+		i--;
+	return i >= 0 ? ids[i] : 0;
+}
+
+/* Stores those that are no duplicates, and fills their ids. */
+static void
+append(MsgqStorage *storage, const Outgoing *out, int64 *ids)
+{
 	MsgqSegment *segment = storage->segments[0];
 	int			nrows = Min(out->n, CHUNK_ROWS);
 	TupleTableSlot **rows = palloc(sizeof(TupleTableSlot *) * (nrows + 1));
 
-	msgq_check_may_send(storage->queue);
-	check_priorities(out, storage->queue);
-	check_sizes(out, storage->queue);
-	msgq_make_length(storage, out->n, out->now);
 	/* The segments are alike, so that a slot serves for all of them. */
 	rows[0] = segment->new_row;
 	for (int i = 1; i < nrows; i++)
@@ -228,18 +253,44 @@ store(const char *command, const char *name, const Outgoing *out, int64 *ids)
 
 	msgq_point(MSGQ_POINT_SEND_LOCKED);
 	msgq_append_begin(storage);
-	for (int done = 0; done < out->n;)
+	for (int next = 0; next < out->n;)
 	{
 		CHECK_FOR_INTERRUPTS();
-		done += store_chunk(storage, out, done, rows, ids);
+		next = store_chunk(storage, out, next, rows, ids);
 	}
 	msgq_point(MSGQ_POINT_SEND_STORED);
-	msgq_append_end(storage, out->n > 0 ? ids[out->n - 1] : 0);
-	msgq_count(storage->slot, MSGQ_SENT, out->n);
-	msgq_wake_at_commit(storage->slot, out->n);
+	msgq_append_end(storage, last_id(out, ids));
 
 	for (int i = 1; i < nrows; i++)
 		ExecDropSingleTupleTableSlot(rows[i]);
+}
+
+/*
+ * Stores all messages or none; fills ids, and marks those that are duplicates
+ * of messages that were sent before.
+ */
+static void
+store(const char *command, const char *name, Outgoing *out, int64 *ids)
+{
+	MsgqStorage *storage = open_levels(command, name, out);
+	int			stored;
+
+	msgq_check_may_send(storage->queue);
+	check_priorities(out, storage->queue);
+	check_sizes(out, storage->queue);
+	if (out->keys)
+		msgq_keys_find(out->keys, command, &storage, out->contents,
+					   out->content_column, ids, out->duplicates);
+	stored = count_new(out);
+	msgq_make_length(storage, stored, out->now);
+	append(storage, out, ids);
+	if (out->keys)
+	{
+		stored -= msgq_keys_store(out->keys, storage, ids, out->duplicates);
+		msgq_keys_close(out->keys);
+	}
+	msgq_count(storage->slot, MSGQ_SENT, stored);
+	msgq_wake_at_commit(storage->slot, stored);
 	msgq_storage_close(storage);
 }
 
@@ -343,7 +394,7 @@ set_ttl(Outgoing *out, FunctionCallInfo fcinfo, int n)
 
 /* ---------------------------------------------------------------------------
  * One message: arguments queue, content, headers, delay, deliver_at,
- * priority, group_key, ttl, idempotency_key
+ * priority, group_key, ttl, idempotency_key; send_once has the key third
  * ---------------------------------------------------------------------------
  */
 
@@ -357,6 +408,28 @@ set_priority(Outgoing *out, FunctionCallInfo fcinfo, int n)
 		out->priorities[i] = priority;
 }
 
+/* Gives message number i an idempotency key. */
+static void
+set_key(Outgoing *out, int i, Datum key)
+{
+	if (out->keys == NULL)
+		out->keys = msgq_keys_make(out->n);
+	msgq_keys_add(out->keys, i, key);
+}
+
+/* What stands beside the content, in arguments n (headers) to n + 5 (ttl). */
+static void
+set_one(Outgoing *out, FunctionCallInfo fcinfo, int n)
+{
+	if (!PG_ARGISNULL(n))
+		set_headers(out, 0, PG_GETARG_DATUM(n));
+	set_times(out, fcinfo, n + 1);
+	set_priority(out, fcinfo, n + 3);
+	if (!PG_ARGISNULL(n + 4))
+		msgq_refuse_unsupported("a group key");
+	set_ttl(out, fcinfo, n + 5);
+}
+
 static Datum
 send_one(FunctionCallInfo fcinfo, const char *command, AttrNumber column,
 		 const char *content)
@@ -367,15 +440,9 @@ send_one(FunctionCallInfo fcinfo, const char *command, AttrNumber column,
 
 	allocate(&out, 1, column);
 	out.contents[0] = msgq_arg(fcinfo, 1, content);
-	if (!PG_ARGISNULL(2))
-		set_headers(&out, 0, PG_GETARG_DATUM(2));
-	set_times(&out, fcinfo, 3);
-	set_priority(&out, fcinfo, 5);
-	if (!PG_ARGISNULL(6))
-		msgq_refuse_unsupported("a group key");
-	set_ttl(&out, fcinfo, 7);
+	set_one(&out, fcinfo, 2);
 	if (!PG_ARGISNULL(8))
-		msgq_refuse_unsupported("an idempotency key");
+		set_key(&out, 0, PG_GETARG_DATUM(8));
 	store(command, queue, &out, &id);
 	PG_RETURN_INT64(id);
 }
@@ -392,6 +459,30 @@ Datum
 msgq_send_bytes(PG_FUNCTION_ARGS)
 {
 	return send_one(fcinfo, "msgq.send_bytes()", Anum_segment_data, "data");
+}
+
+PG_FUNCTION_INFO_V1(msgq_send_once);
+Datum
+msgq_send_once(PG_FUNCTION_ARGS)
+{
+	char	   *queue = msgq_arg_name(fcinfo, 0, "queue");
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	Datum		values[2];
+	bool		nulls[2] = {false, false};
+	Outgoing	out;
+	int64		id;
+
+	allocate(&out, 1, Anum_segment_body);
+	out.contents[0] = msgq_arg(fcinfo, 1, "body");
+	set_key(&out, 0, msgq_arg(fcinfo, 2, "idempotency_key"));
+	set_one(&out, fcinfo, 3);
+	store("msgq.send_once()", queue, &out, &id);
+
+	InitMaterializedSRF(fcinfo, 0);
+	values[0] = Int64GetDatum(id);
+	values[1] = BoolGetDatum(out.duplicates[0]);
+	tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+	return (Datum) 0;
 }
 
 /* ---------------------------------------------------------------------------
@@ -452,6 +543,22 @@ set_headers_of_all(Outgoing *out, FunctionCallInfo fcinfo, int n)
 	}
 }
 
+static void
+set_keys_of_all(Outgoing *out, FunctionCallInfo fcinfo, int n)
+{
+	Datum	   *keys;
+	bool	   *nulls;
+
+	if (PG_ARGISNULL(n))
+		return;
+	keys = companion_elements(fcinfo, n, "idempotency_keys", out, &nulls);
+	for (int i = 0; i < out->n; i++)
+	{
+		if (!nulls[i])
+			set_key(out, i, keys[i]);
+	}
+}
+
 static ArrayType *
 id_array(const int64 *ids, int n)
 {
@@ -482,7 +589,7 @@ send_several(FunctionCallInfo fcinfo, const char *command, AttrNumber column,
 	set_priority(&out, fcinfo, 5);
 	refuse_keys(fcinfo, 6, "group_keys", &out, "a group key");
 	set_ttl(&out, fcinfo, 7);
-	refuse_keys(fcinfo, 8, "idempotency_keys", &out, "an idempotency key");
+	set_keys_of_all(&out, fcinfo, 8);
 
 	ids = palloc(sizeof(int64) * n);
 	store(command, queue, &out, ids);
@@ -558,8 +665,6 @@ refuse_key(const char *key)
 {
 	if (strcmp(key, "group_key") == 0)
 		msgq_refuse_unsupported("a group key");
-	else if (strcmp(key, "idempotency_key") == 0)
-		msgq_refuse_unsupported("an idempotency key");
 	else
 		bad_message(psprintf("has an unknown key, \"%s\"", key));
 }
@@ -615,6 +720,8 @@ set_message(Outgoing *out, int i, JsonbContainer *object)
 																 Int32GetDatum(-1)));
 			has_deliver_at = true;
 		}
+		else if (strcmp(key, "idempotency_key") == 0)
+			set_key(out, i, CStringGetTextDatum(text_value(key, &value)));
 		else
 			refuse_key(key);
 	}
@@ -684,7 +791,7 @@ msgq_send_messages(PG_FUNCTION_ARGS)
 	for (int i = 0; i < out.n; i++)
 	{
 		Datum		values[] = {Int32GetDatum(i + 1), Int64GetDatum(ids[i]),
-		BoolGetDatum(false)};
+		BoolGetDatum(out.duplicates[i])};
 		bool		nulls[] = {false, false, false};
 
 		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);

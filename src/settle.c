@@ -1,7 +1,7 @@
 /*
  * settle.c
- *		Ends or prolongs a delivery: ack, nack, reject, extend, release; and,
- *		by the id of a message, cancel and expire_lease.
+ *		Ends or prolongs a delivery: ack, archive, nack, reject, extend,
+ *		release; and, by the id of a message, cancel and expire_lease.
  *
  * A receipt is good for the one delivery that it was given for (message.h).
  * It has no effect once the message was settled, or given to somebody else,
@@ -27,6 +27,8 @@
  * A reject, and the nack of a message whose last delivery that was, removes the
  * message, and stores it in the dead-letter queue (deadletter.c).
  *
+ * An archive is an ack that also stores the message in the archive (archive.c).
+ *
  * A batch goes through its receipts in the order of ids, so that two batches
  * with the same messages do not deadlock.
  *
@@ -44,6 +46,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "archive.h"
 #include "argument.h"
 #include "deadletter.h"
 #include "history.h"
@@ -57,6 +60,7 @@
 typedef enum Action
 {
 	ACK,
+	ARCHIVE,
 	NACK,
 	REJECT,
 	EXTEND,
@@ -73,6 +77,7 @@ typedef struct Settlement
 	MsgqReceipt receipt;		/* only its id, for the last two actions */
 	Interval   *time;			/* nack: delay or NULL; extend: timeout */
 	char	   *error;			/* nack, reject: text or NULL */
+	MsgqArchive *archive;		/* archive */
 	bool		strict;
 } Settlement;
 
@@ -160,6 +165,7 @@ change_of(const Settlement *settlement, const MsgqQueue *queue,
 			change.unlease = true;
 			break;
 		case ACK:
+		case ARCHIVE:
 		case REJECT:
 		case CANCEL:
 			Assert(false);
@@ -192,6 +198,16 @@ give_up(const Settlement *settlement, MsgqStorage *storage,
 	return outcome;
 }
 
+static MsgqOutcome
+archive(const Settlement *settlement, MsgqSegment *segment, bool wait)
+{
+	MsgqOutcome outcome = msgq_segment_remove(segment, wait);
+
+	if (outcome == MSGQ_DONE)
+		msgq_archive_add(settlement->archive, segment->row);
+	return outcome;
+}
+
 /*
  * Does it to the row in segment->row.  MSGQ_DONE, or *stale is set, or
  * somebody else has the row.
@@ -209,6 +225,8 @@ apply(const Settlement *settlement, MsgqStorage *storage,
 		return MSGQ_GONE;
 	if (settlement->action == ACK || settlement->action == CANCEL)
 		return msgq_segment_remove(segment, wait);
+	if (settlement->action == ARCHIVE)
+		return archive(settlement, segment, wait);
 	if (gives_up(settlement, storage->queue, segment->row, &reason))
 		return give_up(settlement, storage, segment, reason, wait);
 	change = change_of(settlement, storage->queue, segment->row, now);
@@ -331,6 +349,9 @@ report_settled(const Settlement *settlement, const MsgqStorage *storage)
 		case ACK:
 			msgq_count(slot, MSGQ_ACKED, 1);
 			break;
+		case ARCHIVE:
+			msgq_count(slot, MSGQ_ARCHIVED, 1);
+			break;
 		case CANCEL:
 			msgq_count(slot, MSGQ_CANCELLED, 1);
 			break;
@@ -381,6 +402,26 @@ settle(const Settlement *settlement, MsgqStorage **storage)
 	return report_stale(settlement, (*storage)->queue, result == STALE);
 }
 
+/* Opens the queue, and what the settlement needs besides. */
+static MsgqStorage *
+open_for(Settlement *settlement, const char *queue)
+{
+	MsgqStorage *storage = msgq_storage_open(settlement->command, queue,
+											 MSGQ_RIGHT_RECEIVE, MSGQ_IN_USE);
+
+	if (settlement->action == ARCHIVE)
+		settlement->archive = msgq_archive_open(settlement->command, &storage);
+	return storage;
+}
+
+static void
+close_for(Settlement *settlement, MsgqStorage *storage)
+{
+	if (settlement->archive)
+		msgq_archive_close(settlement->archive);
+	msgq_storage_close(storage);
+}
+
 /* Arguments queue and receipt; the caller has filled in the rest. */
 static Datum
 settle_one(FunctionCallInfo fcinfo, Settlement *settlement)
@@ -391,10 +432,9 @@ settle_one(FunctionCallInfo fcinfo, Settlement *settlement)
 	bool		done;
 
 	settlement->receipt = msgq_receipt_decode(receipt);
-	storage = msgq_storage_open(settlement->command, queue,
-								MSGQ_RIGHT_RECEIVE, MSGQ_IN_USE);
+	storage = open_for(settlement, queue);
 	done = settle(settlement, &storage);
-	msgq_storage_close(storage);
+	close_for(settlement, storage);
 	PG_RETURN_BOOL(done);
 }
 
@@ -476,16 +516,19 @@ settle_batch(FunctionCallInfo fcinfo, Settlement *settlement)
 
 	if (n == 0)
 	{
+		MsgqQueue  *found;
+
 		msgq_begin_change(settlement->command);
-		(void) msgq_queue_get(queue, MSGQ_RIGHT_RECEIVE);
+		found = msgq_queue_get(queue, MSGQ_RIGHT_RECEIVE);
+		if (settlement->action == ARCHIVE)
+			msgq_archive_check(found);
 	}
 	else
 	{
-		MsgqStorage *storage = msgq_storage_open(settlement->command, queue,
-												 MSGQ_RIGHT_RECEIVE, MSGQ_IN_USE);
+		MsgqStorage *storage = open_for(settlement, queue);
 
 		settle_items(settlement, &storage, items, n, stale);
-		msgq_storage_close(storage);
+		close_for(settlement, storage);
 	}
 
 	for (int i = 0; i < n; i++)
@@ -568,6 +611,25 @@ Datum
 msgq_ack_batch(PG_FUNCTION_ARGS)
 {
 	Settlement	settlement = plain_arguments(fcinfo, ACK, "msgq.ack_batch()");
+
+	return settle_batch(fcinfo, &settlement);
+}
+
+PG_FUNCTION_INFO_V1(msgq_archive);
+Datum
+msgq_archive(PG_FUNCTION_ARGS)
+{
+	Settlement	settlement = plain_arguments(fcinfo, ARCHIVE, "msgq.archive()");
+
+	return settle_one(fcinfo, &settlement);
+}
+
+PG_FUNCTION_INFO_V1(msgq_archive_batch);
+Datum
+msgq_archive_batch(PG_FUNCTION_ARGS)
+{
+	Settlement	settlement = plain_arguments(fcinfo, ARCHIVE,
+											 "msgq.archive_batch()");
 
 	return settle_batch(fcinfo, &settlement);
 }

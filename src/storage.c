@@ -50,9 +50,12 @@
  * ---------------------------------------------------------------------------
  */
 
-/* What a user has added to the table that we would not honour, or NULL. */
-static const char *
-foreign_feature(Relation table)
+/*
+ * What a user has added to a table of so many columns that direct access
+ * would not honour, or NULL.
+ */
+const char *
+msgq_foreign_feature(Relation table, int ncolumns)
 {
 	TupleDesc	descriptor = RelationGetDescr(table);
 
@@ -62,10 +65,22 @@ foreign_feature(Relation table)
 		return "a rule";
 	if (table->rd_rel->relrowsecurity)
 		return "row security";
-	if (descriptor->natts != Natts_segment)
+	if (descriptor->natts != ncolumns)
 		return "additional columns";
 	if (descriptor->constr && descriptor->constr->num_check > 0)
 		return "a check constraint";
+	return NULL;
+}
+
+/* The same for a segment, with what is done to its columns. */
+static const char *
+foreign_feature(Relation table)
+{
+	TupleDesc	descriptor = RelationGetDescr(table);
+	const char *feature = msgq_foreign_feature(table, Natts_segment);
+
+	if (feature)
+		return feature;
 	for (AttrNumber n = 1; n <= Natts_segment; n++)
 	{
 		Form_pg_attribute column = TupleDescAttr(descriptor, n - 1);

@@ -46,6 +46,7 @@ static const struct config_enum_entry points[] = {
 	{"ring-locked", MSGQ_POINT_RING_LOCKED, false},
 	{"ring-moved", MSGQ_POINT_RING_MOVED, false},
 	{"receive-counted", MSGQ_POINT_RECEIVE_COUNTED, false},
+	{"store-chosen", MSGQ_POINT_STORE_CHOSEN, false},
 	{NULL, 0, false}
 };
 

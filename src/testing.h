@@ -26,8 +26,9 @@ typedef enum MsgqTestPoint
 	MSGQ_POINT_RING_EXAMINED,	/* maintain: found drained, not yet locked */
 	MSGQ_POINT_RING_LOCKED,		/* maintain: locked, not yet proven empty */
 	MSGQ_POINT_RING_MOVED,		/* maintain: stragglers moved */
-	MSGQ_POINT_RECEIVE_COUNTED	/* receive: counted what is in flight, nothing
+	MSGQ_POINT_RECEIVE_COUNTED, /* receive: counted what is in flight, nothing
 								 * claimed */
+	MSGQ_POINT_STORE_CHOSEN		/* any: tables of a store chosen, not locked */
 } MsgqTestPoint;
 
 /* The setting msgq.test_point; MSGQ_POINT_NONE but in tests. */

@@ -22,9 +22,9 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.send(text, jsonb, jsonb, interval, timestamptz, int, text, interval, text) IS
 'stores one message as part of the caller''s transaction, whose COMMIT is the confirmation; needs the right send.
-body: the content (a JSON null is one). headers: a JSON object beside it; names that begin with msgq- are the server''s. delay or deliver_at, not both: not before that time; a time that has passed means at once. ttl: the message expires so long after it was sent, if that is before the queue''s message_ttl; 0 or more. priority: from 0 to one less than the queue''s priorities; higher ones are delivered first. group_key, idempotency_key (NULL): not supported yet.
-Result: the id of the message, unique in its queue, provisional until the commit.
-Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, MQ004 paused, MQ005 queue full, 0A000 argument not supported yet, 25006 read-only or standby.';
+body: the content (a JSON null is one). headers: a JSON object beside it; names that begin with msgq- are the server''s. delay or deliver_at, not both: not before that time; a time that has passed means at once. ttl: the message expires so long after it was sent, if that is before the queue''s message_ttl; 0 or more. priority: from 0 to one less than the queue''s priorities; higher ones are delivered first. idempotency_key: 1 to 255 bytes; NULL means none; with a key that was used within the queue''s dedup_window nothing is stored; waits for an open transaction that uses the same key. group_key (NULL): not supported yet.
+Result: the id of the message, unique in its queue, provisional until the commit; of the first message with the key, if it was used before.
+Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, MQ004 paused, MQ005 queue full, MQ006 idempotency key was used with another body, 0A000 argument not supported yet, 25006 read-only or standby.';
 
 CREATE FUNCTION msgq.send_bytes(
 	queue text,
@@ -42,9 +42,9 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.send_bytes(text, bytea, jsonb, interval, timestamptz, int, text, interval, text) IS
 'stores one message as part of the caller''s transaction, whose COMMIT is the confirmation; needs the right send.
-data: the content, also of no bytes. headers: a JSON object beside it; names that begin with msgq- are the server''s. delay or deliver_at, not both: not before that time; a time that has passed means at once. ttl: the message expires so long after it was sent, if that is before the queue''s message_ttl; 0 or more. priority: from 0 to one less than the queue''s priorities; higher ones are delivered first. group_key, idempotency_key (NULL): not supported yet.
-Result: the id of the message, unique in its queue, provisional until the commit.
-Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, MQ004 paused, MQ005 queue full, 0A000 argument not supported yet, 25006 read-only or standby.';
+data: the content, also of no bytes. headers: a JSON object beside it; names that begin with msgq- are the server''s. delay or deliver_at, not both: not before that time; a time that has passed means at once. ttl: the message expires so long after it was sent, if that is before the queue''s message_ttl; 0 or more. priority: from 0 to one less than the queue''s priorities; higher ones are delivered first. idempotency_key: 1 to 255 bytes; NULL means none; with a key that was used within the queue''s dedup_window nothing is stored; waits for an open transaction that uses the same key. group_key (NULL): not supported yet.
+Result: the id of the message, unique in its queue, provisional until the commit; of the first message with the key, if it was used before.
+Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, MQ004 paused, MQ005 queue full, MQ006 idempotency key was used with another body, 0A000 argument not supported yet, 25006 read-only or standby.';
 
 CREATE FUNCTION msgq.send_batch(
 	queue text,
@@ -62,9 +62,9 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.send_batch(text, jsonb[], jsonb[], interval, timestamptz, int, text[], interval, text[]) IS
 'stores up to 10000 messages, all or none; needs the right send.
-bodies: one-dimensional, no NULLs; an empty array stores nothing. headers: NULL, or one element for each message, NULL for none. The rest as for msgq.send.
+bodies: one-dimensional, no NULLs; an empty array stores nothing. headers, idempotency_keys: NULL, or one element for each message, NULL for none. The rest as for msgq.send.
 Result: the ids in the order of the input.
-Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, MQ004 paused, MQ005 queue full, 0A000 argument not supported yet, 25006 read-only or standby.';
+Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, MQ004 paused, MQ005 queue full, MQ006 idempotency key was used with another body, 0A000 argument not supported yet, 25006 read-only or standby.';
 
 CREATE FUNCTION msgq.send_bytes_batch(
 	queue text,
@@ -82,9 +82,9 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.send_bytes_batch(text, bytea[], jsonb[], interval, timestamptz, int, text[], interval, text[]) IS
 'stores up to 10000 messages, all or none; needs the right send.
-datas: one-dimensional, no NULLs; an empty array stores nothing. headers: NULL, or one element for each message, NULL for none. The rest as for msgq.send.
+datas: one-dimensional, no NULLs; an empty array stores nothing. headers, idempotency_keys: NULL, or one element for each message, NULL for none. The rest as for msgq.send.
 Result: the ids in the order of the input.
-Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, MQ004 paused, MQ005 queue full, 0A000 argument not supported yet, 25006 read-only or standby.';
+Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, MQ004 paused, MQ005 queue full, MQ006 idempotency key was used with another body, 0A000 argument not supported yet, 25006 read-only or standby.';
 
 CREATE FUNCTION msgq.send_messages(queue text, messages jsonb)
 RETURNS TABLE (ordinal int, id bigint, duplicate boolean)
@@ -94,8 +94,28 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 100;
 COMMENT ON FUNCTION msgq.send_messages(text, jsonb) IS
 'stores up to 10000 messages, all or none, for drivers without arrays of jsonb; needs the right send.
 messages: a JSON array of objects with the arguments of msgq.send as keys (body is required; delay and deliver_at as text).
-Result: a row for each message in the order of the input: ordinal from 1, id, duplicate (false).
-Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument (22007 for a time that is none), 54000 message too large, MQ004 paused, MQ005 queue full, 0A000 argument not supported yet, 25006 read-only or standby.';
+Result: a row for each message in the order of the input: ordinal from 1, id, duplicate: nothing was stored, since the idempotency key was used before, and the id is that of the first message with it.
+Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument (22007 for a time that is none), 54000 message too large, MQ004 paused, MQ005 queue full, MQ006 idempotency key was used with another body, 0A000 argument not supported yet, 25006 read-only or standby.';
+
+CREATE FUNCTION msgq.send_once(
+	queue text,
+	body jsonb,
+	idempotency_key text,
+	headers jsonb DEFAULT NULL,
+	delay interval DEFAULT NULL,
+	deliver_at timestamptz DEFAULT NULL,
+	priority int DEFAULT 0,
+	group_key text DEFAULT NULL,
+	ttl interval DEFAULT NULL)
+RETURNS TABLE (id bigint, duplicate boolean)
+AS 'MODULE_PATHNAME', 'msgq_send_once'
+LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 1;
+
+COMMENT ON FUNCTION msgq.send_once(text, jsonb, text, jsonb, interval, timestamptz, int, text, interval) IS
+'msgq.send with an idempotency key, which also tells whether the message was sent before; needs the right send.
+idempotency_key: 1 to 255 bytes, not NULL. The rest as for msgq.send.
+Result: one row: the id of the message, and duplicate: nothing was stored, since the key was used within the queue''s dedup_window, and the id is that of the first message with it.
+Errors: as for msgq.send.';
 
 CREATE FUNCTION msgq.receive(
 	queue text,
@@ -154,6 +174,50 @@ COMMENT ON FUNCTION msgq.ack_batch(text, uuid[], boolean) IS
 'msgq.ack for up to 10000 receipts. A receipt that stands twice counts once.
 Result: the stale receipts, in the order of the input; NULL or empty in, empty out.
 Errors: as for msgq.ack; 54000 too many receipts.';
+
+CREATE FUNCTION msgq.archive(queue text, receipt uuid, strict boolean DEFAULT false)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'msgq_archive'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION msgq.archive(text, uuid, boolean) IS
+'msgq.ack, and keeps the message for the queue''s archive_retention, where msgq.archived finds it; needs the right receive.
+strict: raise an error instead of returning false.
+Result: true, or false if the receipt is stale: the message is gone or was given to somebody else; then nothing has changed.
+Errors: 42704 no such queue, 42501 no right receive, 22004 NULL, 22023 bad argument, 55000 the queue has no archive, MQ001 stale receipt with strict, 25006 read-only or standby.';
+
+CREATE FUNCTION msgq.archive_batch(queue text, receipts uuid[], strict boolean DEFAULT false)
+RETURNS uuid[]
+AS 'MODULE_PATHNAME', 'msgq_archive_batch'
+LANGUAGE C VOLATILE PARALLEL UNSAFE;
+
+COMMENT ON FUNCTION msgq.archive_batch(text, uuid[], boolean) IS
+'msgq.archive for up to 10000 receipts. A receipt that stands twice counts once.
+Result: the stale receipts, in the order of the input; NULL or empty in, empty out.
+Errors: as for msgq.archive; 54000 too many receipts.';
+
+CREATE FUNCTION msgq.archived(
+	queue text,
+	max_messages int DEFAULT 100,
+	after_id bigint DEFAULT 0)
+RETURNS TABLE (
+	id bigint,
+	deliveries int,
+	failures int,
+	priority smallint,
+	group_key text,
+	enqueued_at timestamptz,
+	archived_at timestamptz,
+	headers jsonb,
+	body jsonb,
+	data bytea)
+AS 'MODULE_PATHNAME', 'msgq_archived'
+LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 100;
+
+COMMENT ON FUNCTION msgq.archived(text, int, bigint) IS
+'messages that msgq.archive has kept, in the order of their ids, as long as archive_retention has not passed since; needs the right peek. Reads the whole archive. Of a queue whose archive_retention was set to NULL, what is in the archive stays.
+max_messages: 1 to 10000. after_id: only messages with a higher id. Result: what the message was when it was archived; no rows if the queue has no archive.
+Errors: 42704 no such queue, 42501 no right peek, 22004 NULL, 22023 bad argument, 54000 max_messages too large.';
 
 CREATE FUNCTION msgq.nack(
 	queue text,

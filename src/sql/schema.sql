@@ -89,6 +89,24 @@ COMMENT ON TABLE msgq.segment IS
 'the segment tables of each queue, and the level of priority of each: active takes new messages, draining still holds some, drained waits to be emptied, empty holds none and is not opened by receivers';
 
 /*
+ * The stores of a queue, which keep rows for a time: kind k holds idempotency
+ * keys, kind a archived messages.  Number n of a store is the table msgq.q<queue_id>_<kind><n>.  One of
+ * them takes new rows; src/store.c tells how they take turns.
+ */
+CREATE TABLE msgq.store (
+	queue_id int NOT NULL,
+	kind "char" NOT NULL CHECK (kind IN ('k', 'a')),
+	n int NOT NULL,
+	state text COLLATE "C" NOT NULL CHECK (state IN ('current', 'kept', 'empty')),
+	opened_at timestamptz,
+	closed_at timestamptz,
+	PRIMARY KEY (queue_id, kind, n)
+);
+
+COMMENT ON TABLE msgq.store IS
+'the tables in which each queue keeps things for a time (kind k: idempotency keys, a: archived messages): current takes new rows since opened_at, kept is read and was closed at closed_at, empty holds none';
+
+/*
  * What was counted for each queue before the server last started; written by
  * the worker now and then.
  */
@@ -103,4 +121,5 @@ COMMENT ON TABLE msgq.queue_total IS
 SELECT pg_catalog.pg_extension_config_dump('msgq.queue_id', '');
 SELECT pg_catalog.pg_extension_config_dump('msgq.queue', '');
 SELECT pg_catalog.pg_extension_config_dump('msgq.segment', '');
+SELECT pg_catalog.pg_extension_config_dump('msgq.store', '');
 SELECT pg_catalog.pg_extension_config_dump('msgq.queue_total', '');

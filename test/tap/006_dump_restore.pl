@@ -100,6 +100,18 @@ $session->safe(
 	SELECT msgq.create_queue('levels', priorities => 3);
 	SELECT msgq.send('levels', to_jsonb(i), priority => i % 3)
 		FROM generate_series(1, 6) AS i;
+	SELECT msgq.create_queue('keyed', dead_letter_queue => '');
+	SET msgq.test_clock_offset = '-13 h';
+	SELECT msgq.send('keyed', '"first"', idempotency_key => 'a'),
+		msgq.send('keyed', '"second"', idempotency_key => 'b');
+	UPDATE msgq.store SET opened_at = opened_at - interval '25 h'
+		WHERE state = 'current' AND queue_id = (SELECT id FROM msgq.queues WHERE name = 'keyed');
+	RESET msgq.test_clock_offset;
+	SELECT msgq.maintain();
+	SELECT msgq.send('keyed', '"third"', idempotency_key => 'c');
+	SELECT msgq.create_queue('archived', dead_letter_queue => '', archive_retention => '1 day');
+	SELECT msgq.send('archived', '"kept"');
+	SELECT msgq.archive('archived', receipt) FROM msgq.receive('archived');
 	SELECT msgq.create_queue('renamed');
 	SELECT msgq.rename_queue('renamed', 'new "name"');
 	SELECT msgq.create_queue('dropped');
@@ -128,6 +140,7 @@ sub contents
 		q{
 		SELECT * FROM msgq.queue ORDER BY id;
 		SELECT * FROM msgq.segment ORDER BY queue_id, n;
+		SELECT * FROM msgq.store ORDER BY queue_id, kind, n;
 		SELECT name, settings, created_at FROM msgq.queues ORDER BY id;
 		SELECT * FROM msgq.leases ORDER BY queue, id;
 		SELECT queue, ready, delayed, in_flight, segments
@@ -167,7 +180,7 @@ sub contents
 				c.relname, c.relname)
 			FROM pg_class c
 			WHERE relnamespace = 'msgq'::regnamespace
-				AND relname ~ '^q[0-9]+(_[0-9]+)?$'
+				AND relname ~ '^q[0-9]+(_[a-z]?[0-9]+)?$'
 			ORDER BY relname \gexec
 		SELECT format('SELECT %L, last_value, is_called FROM msgq.%I',
 				c.relname, c.relname)
@@ -264,6 +277,22 @@ foreach my $restored (@restored)
 			SELECT string_agg(body::text, ' ') FROM msgq.pop('levels', 10)}),
 		"7\n2 5 8 1 4 3 6",
 		"$dbname: levels of priority are what they were");
+
+	is( $s->safe(
+			q{SELECT string_agg(format('%s %s %s', key, id, duplicate), ', '
+				ORDER BY key)
+			FROM (VALUES ('a', '"first"'), ('b', '"second"'), ('c', '"third"'),
+					('d', '"fourth"')) AS v(key, body),
+				msgq.send_once('keyed', body::jsonb, key)}),
+		'a 1 t, b 2 t, c 3 t, d 4 f',
+		"$dbname: idempotency keys are those of before the dump");
+
+	is($s->safe(q{SELECT body, deliveries FROM msgq.archived('archived')}),
+		'"kept"|1', "$dbname: so is what was archived");
+	$s->safe(q{SELECT msgq.send('archived', '"new"');
+		SELECT msgq.archive('archived', receipt) FROM msgq.receive('archived')});
+	is($s->safe(q{SELECT count(*) FROM msgq.archived('archived')}),
+		'2', "$dbname: more can be archived");
 
 	# Ids go on.
 	my $last = $s->safe("SELECT max(id) FROM msgq.q$id");
