@@ -30,6 +30,7 @@ OBJS = \
 	src/store.o \
 	src/segment.o \
 	src/frontier.o \
+	src/group.o \
 	src/receive.o \
 	src/lease.o \
 	src/settle.o \

@@ -182,16 +182,6 @@ check_combinations(const QueueRow *row)
 				 errhint("Use a queue for each priority, or leave out \"priorities\" or \"ordered\".")));
 }
 
-/* What the interface has, and this version has not, must be at its default. */
-static void
-refuse_unsupported_settings(const QueueRow *row)
-{
-	if (DatumGetBool(row->values[Anum_queue_ordered - 1]))
-		msgq_refuse_unsupported("an ordered queue");
-	if (!text_setting_is(row, Anum_queue_on_exhausted, "skip"))
-		msgq_refuse_unsupported("blocking of exhausted groups");
-}
-
 static void
 check_settings(const QueueRow *row)
 {
@@ -203,7 +193,6 @@ check_settings(const QueueRow *row)
 	check_times(row);
 	check_ranges(row);
 	check_combinations(row);
-	refuse_unsupported_settings(row);
 }
 
 /* ---------------------------------------------------------------------------
@@ -281,9 +270,13 @@ comment_on_storage(int32 queue_id, const char *name)
  * ---------------------------------------------------------------------------
  */
 
-/* Makes table number n of a queue; to be called within SPI. */
+/*
+ * Makes table number n of a queue, with an index on the group if the queue is
+ * ordered; to be called within SPI.
+ */
 void
-msgq_segment_create(int32 queue_id, int n, int level, const char *state)
+msgq_segment_create(int32 queue_id, int n, int level, bool ordered,
+					const char *state)
 {
 	msgq_spi_run("CREATE TABLE msgq.q%1$d_%2$d ("
 				 "id bigint NOT NULL CONSTRAINT q%1$d_%2$d_pkey PRIMARY KEY, "
@@ -300,6 +293,10 @@ msgq_segment_create(int32 queue_id, int n, int level, const char *state)
 				 "data bytea) USING heap", queue_id, n);
 	msgq_spi_run("CREATE INDEX q%1$d_%2$d_due ON msgq.q%1$d_%2$d (visible_at) "
 				 "WHERE visible_at IS NOT NULL", queue_id, n);
+	if (ordered)
+		msgq_spi_run("CREATE INDEX q%1$d_%2$d_group ON msgq.q%1$d_%2$d "
+					 "(group_key COLLATE \"C\", leased_at, id) "
+					 "WHERE group_key IS NOT NULL", queue_id, n);
 	msgq_spi_run("INSERT INTO msgq.segment (queue_id, n, state, turn, moved, level) "
 				 "VALUES (%d, %d, '%s', 0, false, %d)",
 				 queue_id, n, state, level);
@@ -307,12 +304,14 @@ msgq_segment_create(int32 queue_id, int n, int level, const char *state)
 
 /* Makes a new queue's rings, one for each level; returns how many tables. */
 static int
-create_rings(int32 queue_id, int levels)
+create_rings(int32 queue_id, const QueueRow *row)
 {
+	int			levels = int_setting(row, Anum_queue_priorities);
+	bool		ordered = DatumGetBool(row->values[Anum_queue_ordered - 1]);
 	int			segments = levels == 1 ? INITIAL_SEGMENTS : LEVEL_SEGMENTS;
 
 	for (int i = 0; i < levels * segments; i++)
-		msgq_segment_create(queue_id, i + 1, i / segments,
+		msgq_segment_create(queue_id, i + 1, i / segments, ordered,
 							i % segments == 0 ? "active" : "empty");
 	return levels * segments;
 }
@@ -390,7 +389,7 @@ create(const char *name, QueueRow *row)
 	use_default_tablespace();
 	insert_row(row);
 	msgq_spi_run("CREATE SEQUENCE msgq.q%d_id AS bigint CACHE 1", id);
-	msgq_handle_create(id, create_rings(id, int_setting(row, Anum_queue_priorities)));
+	msgq_handle_create(id, create_rings(id, row));
 	msgq_store_create(id, MSGQ_KEYS);
 	if (!row->nulls[Anum_queue_archive_retention - 1])
 		msgq_store_create(id, MSGQ_ARCHIVE);
@@ -1011,32 +1010,56 @@ msgq_drop_queue(PG_FUNCTION_ARGS)
  * ---------------------------------------------------------------------------
  */
 
+/*
+ * In an ordered queue no message may stay that receivers have passed by because
+ * of one that is removed (group.c).  So there all who use it are waited for,
+ * and what they have left is removed.  The locks are taken before any weaker
+ * ones, lest two who purge wait for each other.
+ */
+static MsgqStorage *
+open_to_purge(const char *name)
+{
+	msgq_begin_change("msgq.purge()");
+	for (;;)
+	{
+		uint64		generation = msgq_queue_generation();
+		MsgqQueue  *queue = msgq_queue_get(name, MSGQ_RIGHT_MANAGE);
+		MsgqStorage *storage;
+
+		for (int i = 0; queue->ordered && i < queue->nsegments; i++)
+			LockRelationOid(queue->segments[i].table, ShareRowExclusiveLock);
+		storage = msgq_storage_open("msgq.purge()", name, MSGQ_RIGHT_MANAGE,
+									MSGQ_ALL);
+		if (!storage->queue->ordered || storage->generation == generation)
+			return storage;
+		msgq_storage_let_go(storage);
+	}
+}
+
 /* purge(queue) */
 PG_FUNCTION_INFO_V1(msgq_purge);
 Datum
 msgq_purge(PG_FUNCTION_ARGS)
 {
 	char	   *name = msgq_arg_name(fcinfo, 0, "queue");
-	MsgqStorage *storage = msgq_storage_open("msgq.purge()", name,
-											 MSGQ_RIGHT_MANAGE, MSGQ_ALL);
+	MsgqStorage *storage = open_to_purge(name);
 	MsgqSlot   *slot = storage->slot;
 	int			n = storage->nsegments;
-	char	  **deletes = palloc(sizeof(char *) * n);
+	char	  **tables = palloc(sizeof(char *) * n);
 	int64		removed = 0;
 	MsgqSpi		spi;
 
 	for (int i = 0; i < n; i++)
 	{
 		msgq_segment_own_all(storage->segments[i]);
-		deletes[i] = psprintf("DELETE FROM msgq.%s",
-							  RelationGetRelationName(storage->segments[i]->table));
+		tables[i] = pstrdup(RelationGetRelationName(storage->segments[i]->table));
 	}
 	msgq_storage_close(storage);
 
 	msgq_spi_begin(&spi, msgq_storage_owner());
 	for (int i = 0; i < n; i++)
 	{
-		msgq_spi_run("%s", deletes[i]);
+		msgq_spi_run("DELETE FROM msgq.%s", tables[i]);
 		removed += SPI_processed;
 	}
 	msgq_spi_end(&spi);

@@ -7,7 +7,7 @@
 #ifndef MSGQ_ADMIN_H
 #define MSGQ_ADMIN_H
 
-extern void msgq_segment_create(int32 queue_id, int n, int level,
+extern void msgq_segment_create(int32 queue_id, int n, int level, bool ordered,
 								const char *state);
 extern void msgq_handle_create(int32 queue_id, int nsegments);
 extern void msgq_segment_comment(int32 queue_id, int n, const char *name);

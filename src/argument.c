@@ -225,12 +225,3 @@ msgq_array_elements(ArrayType *array, const char *argument, bool **nulls,
 					  &elements, nulls, n);
 	return elements;
 }
-
-/* Raises 0A000: "what" stands in the interface, but not in this version. */
-void
-msgq_refuse_unsupported(const char *what)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-			 errmsg("%s is not supported yet", what)));
-}

@@ -29,6 +29,5 @@ extern TimestampTz msgq_time_after(TimestampTz now, const Interval *interval);
 extern void msgq_check_array(ArrayType *array, const char *argument);
 extern Datum *msgq_array_elements(ArrayType *array, const char *argument,
 								  bool **nulls, int *n);
-extern void msgq_refuse_unsupported(const char *what);
 
 #endif							/* MSGQ_ARGUMENT_H */

@@ -91,6 +91,17 @@ msgq_expired_leases(TupleTableSlot *row)
 	return msgq_row_is_null(row, Anum_segment_leased_at) ? 0 : 1;
 }
 
+/*
+ * May the message fail for ever, so that its group waits for it?  That is what
+ * on_exhausted => 'block' means.
+ */
+static bool
+blocks_its_group(const MsgqQueue *queue, TupleTableSlot *row)
+{
+	return queue->ordered && queue->block_exhausted &&
+		!msgq_row_is_null(row, Anum_segment_group_key);
+}
+
 /* Have all deliveries that the queue allows failed, these included? */
 bool
 msgq_is_exhausted(const MsgqQueue *queue, TupleTableSlot *row,
@@ -100,7 +111,8 @@ msgq_is_exhausted(const MsgqQueue *queue, TupleTableSlot *row,
 	DatumGetInt32(msgq_row_value(row, Anum_segment_failures));
 
 	return queue->max_deliveries > 0 &&
-		failures >= queue->max_deliveries - more_failures;
+		failures >= queue->max_deliveries - more_failures &&
+		!blocks_its_group(queue, row);
 }
 
 /* ---------------------------------------------------------------------------
@@ -236,6 +248,19 @@ msgq_dead_letter(MsgqStorage *storage, TupleTableSlot *row, MsgqReason reason,
  * ---------------------------------------------------------------------------
  */
 
+/*
+ * Likewise for a message that nobody has met.  In an ordered queue only the
+ * first one of a group has failed when leases run out, and whoever meets it
+ * knows which that is (group.c).
+ */
+static int32
+expired_leases_unmet(const MsgqQueue *queue, TupleTableSlot *row)
+{
+	if (queue->ordered && !msgq_row_is_null(row, Anum_segment_group_key))
+		return 0;
+	return msgq_expired_leases(row);
+}
+
 /* Should the queue give this free message up, and why? */
 static bool
 is_to_be_given_up(const MsgqQueue *queue, TupleTableSlot *row, TimestampTz now,
@@ -247,7 +272,7 @@ is_to_be_given_up(const MsgqQueue *queue, TupleTableSlot *row, TimestampTz now,
 	if (msgq_is_expired(row, now))
 		return true;
 	*reason = MSGQ_REASON_MAX_DELIVERIES;
-	return msgq_is_exhausted(queue, row, msgq_expired_leases(row));
+	return msgq_is_exhausted(queue, row, expired_leases_unmet(queue, row));
 }
 
 /* The ids of messages that look as if they should be given up. */
@@ -255,9 +280,11 @@ static int64 *
 find_given_up(const MsgqQueue *queue, TimestampTz now, int *n)
 {
 	MemoryContext caller = CurrentMemoryContext;
-	Oid			types[] = {TIMESTAMPTZOID, INT4OID};
+	Oid			types[] = {TIMESTAMPTZOID, INT4OID, BOOLOID, BOOLOID};
 	Datum		values[] = {TimestampTzGetDatum(now),
-	Int32GetDatum(queue->max_deliveries > 0 ? queue->max_deliveries : PG_INT32_MAX)};
+		Int32GetDatum(queue->max_deliveries > 0 ? queue->max_deliveries : PG_INT32_MAX),
+		BoolGetDatum(queue->ordered && queue->block_exhausted),
+	BoolGetDatum(queue->ordered)};
 	int64	   *ids;
 	MsgqSpi		spi;
 	bool		is_null;
@@ -266,7 +293,8 @@ find_given_up(const MsgqQueue *queue, TimestampTz now, int *n)
 	msgq_spi_run_with(psprintf("SELECT id FROM msgq.q%d "
 							   "WHERE (leased_at IS NULL OR visible_at <= $1) "
 							   "AND (expires_at <= $1 OR failures + "
-							   "CASE WHEN leased_at IS NULL THEN 0 ELSE 1 END >= $2) "
+							   "CASE WHEN leased_at IS NULL OR ($4 AND group_key IS NOT NULL) THEN 0 ELSE 1 END >= $2 "
+							   "AND NOT ($3 AND group_key IS NOT NULL)) "
 							   "LIMIT %d", queue->id, SWEEP_ROWS),
 					  SPI_OK_SELECT, lengthof(values), types, values, NULL,
 					  false);

@@ -19,6 +19,7 @@
 
 #include "argument.h"
 #include "deadletter.h"
+#include "group.h"
 #include "limits.h"
 #include "message.h"
 #include "owner.h"
@@ -71,18 +72,41 @@ msgq_peek(PG_FUNCTION_ARGS)
 typedef struct Obstacles
 {
 	bool		has_free;		/* but this it would */
+	bool		has_blocked;	/* free, but its group is not */
 	int			in_flight;
 	bool		has_delayed;
 	bool		has_expired;
 } Obstacles;
+
+/* The walk stands on a free message of a group. */
+static void
+note_group(MsgqStorage *storage, MsgqWalk *walk, TimestampTz now,
+		   Obstacles *found)
+{
+	Datum		key = msgq_row_group(walk->segment->row);
+	MsgqGroup	group;
+
+	switch (msgq_group_open(&group, storage, key, now, 1, true))
+	{
+		case MSGQ_GROUP_FREE:
+			msgq_group_close(&group);
+			found->has_free = true;
+			break;
+		case MSGQ_GROUP_DELAYED:
+			found->has_delayed = true;
+			break;
+		default:
+			found->has_blocked = true;
+	}
+}
 
 /*
  * Looks at all messages of a segment in one order, until one is free.  One
  * that is exhausted counts as such: it is the next receive that gives it up.
  */
 static void
-find_obstacles(MsgqSegment *segment, MsgqOrder order, TimestampTz now,
-			   Obstacles *found)
+find_obstacles(MsgqStorage *storage, MsgqSegment *segment, MsgqOrder order,
+			   TimestampTz now, Obstacles *found)
 {
 	MsgqWalk   *walk = msgq_walk_begin(segment, order, PG_INT64_MIN,
 									   PG_INT64_MAX);
@@ -96,7 +120,12 @@ find_obstacles(MsgqSegment *segment, MsgqOrder order, TimestampTz now,
 		else if (msgq_is_expired(segment->row, now))
 			found->has_expired = true;
 		else if (order == MSGQ_READY || walk->key < now)
-			found->has_free = true;
+		{
+			if (msgq_row_has_group(storage, segment->row))
+				note_group(storage, walk, now, found);
+			else
+				found->has_free = true;
+		}
 		else
 			found->has_delayed = true;
 	}
@@ -127,8 +156,8 @@ msgq_why_empty(PG_FUNCTION_ARGS)
 
 	for (int i = 0; i < storage->nsegments; i++)
 	{
-		find_obstacles(storage->segments[i], MSGQ_READY, now, &found);
-		find_obstacles(storage->segments[i], MSGQ_DUE, now, &found);
+		find_obstacles(storage, storage->segments[i], MSGQ_READY, now, &found);
+		find_obstacles(storage, storage->segments[i], MSGQ_DUE, now, &found);
 	}
 	if (queue->paused & MSGQ_PAUSED_RECEIVE)
 		why = "paused";
@@ -136,7 +165,8 @@ msgq_why_empty(PG_FUNCTION_ARGS)
 		why = queue->max_in_flight > 0 && is_at_limit(storage, now) ?
 			"in_flight_limit" : NULL;
 	else
-		why = found.in_flight > 0 ? "in_flight" :
+		why = found.has_blocked ? "groups_leased" :
+			found.in_flight > 0 ? "in_flight" :
 			found.has_delayed ? "delayed" :
 			found.has_expired ? "expired" : "empty";
 	msgq_storage_close(storage);

@@ -126,12 +126,12 @@ msgq_drop_message(MsgqStorage *storage, MsgqWalk *walk, TimestampTz now)
 	return outcome;
 }
 
-/* Those of a segment that are due or delayed, as many as are wanted. */
+/* Those of a segment in one order, as many as are wanted, from the start on. */
 static int64
-drop_due(MsgqStorage *storage, MsgqSegment *segment, int64 wanted,
-		 TimestampTz now)
+drop_in_order(MsgqStorage *storage, MsgqSegment *segment, MsgqOrder order,
+			  int64 wanted, TimestampTz now)
 {
-	MsgqWalk   *walk = msgq_walk_begin(segment, MSGQ_DUE, PG_INT64_MIN + 1,
+	MsgqWalk   *walk = msgq_walk_begin(segment, order, PG_INT64_MIN + 1,
 									   PG_INT64_MAX);
 	int64		dropped = 0;
 
@@ -146,23 +146,37 @@ drop_due(MsgqStorage *storage, MsgqSegment *segment, int64 wanted,
 	return dropped;
 }
 
-/*
- * The oldest ones of a level, likewise.  What is ready is found as a receive
- * finds it, from the frontier on: this is done for each message that is sent
- * to a full queue.
- */
+/* The same for all segments of a level. */
 static int64
-drop_from_level(MsgqStorage *storage, int level, int64 wanted, TimestampTz now)
+drop_from_segments(MsgqStorage *storage, int level, MsgqOrder order,
+				   int64 wanted, TimestampTz now)
 {
-	int64		dropped = msgq_drop_ready(storage, level, wanted, now);
+	int64		dropped = 0;
 
 	for (int i = 0; i < storage->nsegments && dropped < wanted; i++)
 	{
 		if (storage->segments[i]->level == level)
-			dropped += drop_due(storage, storage->segments[i],
-								wanted - dropped, now);
+			dropped += drop_in_order(storage, storage->segments[i], order,
+									 wanted - dropped, now);
 	}
 	return dropped;
+}
+
+/*
+ * The oldest ones of a level, likewise.  What is ready is found as a receive
+ * finds it, from the frontier on: this is done for each message that is sent
+ * to a full queue.  In an ordered queue the frontier has passed messages that
+ * wait for others of their group (group.c), so there it begins at the start.
+ */
+static int64
+drop_from_level(MsgqStorage *storage, int level, int64 wanted, TimestampTz now)
+{
+	int64		dropped = storage->queue->ordered ?
+	drop_from_segments(storage, level, MSGQ_READY, wanted, now) :
+	msgq_drop_ready(storage, level, wanted, now);
+
+	return dropped + drop_from_segments(storage, level, MSGQ_DUE,
+										wanted - dropped, now);
 }
 
 /* From the lowest level on. */

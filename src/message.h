@@ -9,11 +9,13 @@
  *	ready      NULL             NULL        send
  *	delayed    later            NULL        send with a delay; nack
  *	due        earlier          any         time has passed; release,
- *	                                        expire_lease
+ *	                                        expire_lease; in an ordered
+ *	                                        queue also any of them, when its
+ *	                                        turn has come (group.c)
  *	in flight  later            not NULL    receive; extend moves visible_at
  *	gone       (no row)                     ack, pop, cancel, purge
  *
- * visible_at leaves NULL once, with the first claim, and never returns to it;
+ * visible_at leaves NULL once, mostly with the first claim, and never returns;
  * only so may the ready walk forget what lies behind it (frontier.c).
  *
  *	receive  leased_at := now, visible_at := now + timeout, deliveries + 1;

@@ -36,6 +36,10 @@
  * have left a message there; so a receiver that finds nothing else looks there
  * too, now and then.
  *
+ * In an ordered queue a message that a walk meets stands for its group: if the
+ * group is free, the first of its messages are taken, whichever was met
+ * (group.c).
+ *
  * Waiting.  receive(..., wait) and the procedure wait look, sleep, and look
  * again; wakeup.c tells who wakes them.  While they sleep no table is open or
  * locked by them.  They sleep until the earliest of: the end of the wait, the
@@ -64,6 +68,7 @@
 #include "argument.h"
 #include "deadletter.h"
 #include "frontier.h"
+#include "group.h"
 #include "limits.h"
 #include "message.h"
 #include "poison.h"
@@ -254,6 +259,48 @@ take(Receiver *receiver, MsgqWalk *walk)
 	return claim(receiver, walk, rolled_back);
 }
 
+/*
+ * Tries to take the first messages of the group to which the free message
+ * belongs on which the walk stands.
+ */
+static MsgqOutcome
+take_group(Receiver *receiver, MsgqWalk *walk)
+{
+	Datum		key = msgq_row_group(walk->segment->row);
+	MsgqOutcome outcome = MSGQ_DONE;
+	MsgqGroup	group;
+	MsgqGroupState state = msgq_group_open(&group, receiver->storage, key,
+										   receiver->now, receiver->wanted,
+										   receiver->only_look);
+
+	walk->open_xid = group.open_xid;
+	walk->is_claim = group.is_claim;
+	if (state == MSGQ_GROUP_OPEN)
+		return MSGQ_OPEN;
+	if (state == MSGQ_GROUP_UNKNOWN)
+		return MSGQ_HELD;
+	if (!receiver->only_look && (state == MSGQ_GROUP_FREE || group.is_ours))
+		msgq_segment_own(walk->segment, walk->order, walk->key);
+	if (state != MSGQ_GROUP_FREE)
+		return MSGQ_GONE;
+
+	for (int i = 0; i < group.nfree && receiver->wanted > 0 &&
+		 outcome == MSGQ_DONE; i++)
+	{
+		MsgqWalk	member = {.segment = msgq_group_fetch(&group, i)};
+
+		outcome = take(receiver, &member);
+		walk->open_xid = member.open_xid;
+		walk->is_claim = member.is_claim;
+		if (outcome != MSGQ_DONE && i > 0)
+			outcome = MSGQ_GONE;
+		else if (outcome == MSGQ_GONE)
+			outcome = MSGQ_HELD;
+	}
+	msgq_group_close(&group);
+	return outcome;
+}
+
 /* ---------------------------------------------------------------------------
  * A range of keys
  * ---------------------------------------------------------------------------
@@ -287,7 +334,8 @@ visit_range(Receiver *receiver, MsgqSegment *segment, MsgqOrder order,
 		MsgqOutcome outcome = MSGQ_OPEN;
 
 		if (!TransactionIdIsValid(walk->open_xid))
-			outcome = take(receiver, walk);
+			outcome = msgq_row_has_group(receiver->storage, segment->row) ?
+				take_group(receiver, walk) : take(receiver, walk);
 		if (outcome == MSGQ_OPEN)
 			msgq_visit_met_open(visit, walk->open_xid, walk->key,
 								walk->is_claim);
@@ -537,6 +585,13 @@ look(Receiver *receiver)
 
 	open_storage(receiver, MSGQ_IN_USE);
 	take_messages(receiver);
+	while (receiver->storage->is_stale && receiver->wanted == wanted &&
+		   !has_given_up(receiver))
+	{
+		msgq_storage_let_go(receiver->storage);
+		open_storage(receiver, MSGQ_IN_USE);
+		take_messages(receiver);
+	}
 	if (receiver->wanted < wanted || has_given_up(receiver) ||
 		!wants_drained(receiver->storage->queue))
 		return;

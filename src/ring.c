@@ -167,7 +167,7 @@ msgq_ring_read(int32 queue_id)
 
 	ring->queue_id = queue_id;
 	msgq_spi_begin(&spi, msgq_storage_owner());
-	msgq_spi_run("SELECT q.name, s.n, s.state, s.moved, s.level "
+	msgq_spi_run("SELECT q.name, s.n, s.state, s.moved, s.level, q.ordered "
 				 "FROM msgq.queue q JOIN msgq.segment s ON s.queue_id = q.id "
 				 "WHERE q.id = %d ORDER BY s.turn, s.n", queue_id);
 	MemoryContextSwitchTo(caller);
@@ -179,6 +179,7 @@ msgq_ring_read(int32 queue_id)
 		char	   *state = TextDatumGetCString(column(i, 3));
 
 		ring->name = TextDatumGetCString(column(i, 1));
+		ring->ordered = DatumGetBool(column(i, 6));
 		segment->n = DatumGetInt32(column(i, 2));
 		segment->state = strcmp(state, "drained") == 0 ? 'D' : state[0];
 		segment->moved = DatumGetBool(column(i, 4));
@@ -275,24 +276,31 @@ add_segment(const MsgqRing *ring, int level)
 		!ConditionalLockRelationOid(view, AccessExclusiveLock))
 		return 0;
 	msgq_spi_begin(&spi, msgq_storage_owner());
-	msgq_segment_create(ring->queue_id, ring->nsegments + 1, level, "empty");
+	msgq_segment_create(ring->queue_id, ring->nsegments + 1, level,
+						ring->ordered, "empty");
 	msgq_handle_create(ring->queue_id, ring->nsegments + 1);
 	msgq_segment_comment(ring->queue_id, ring->nsegments + 1, ring->name);
 	msgq_spi_end(&spi);
 	return ring->nsegments + 1;
 }
 
-/* An empty segment of a level that senders would not refuse. */
+/*
+ * An empty segment of a level that senders would not refuse.  In an ordered
+ * queue the lock keeps everybody out of it until we have committed, and all
+ * others will hear of it: they must know where messages can be (group.c).
+ */
 static const MsgqRingSegment *
 find_empty(const MsgqRing *ring, int level)
 {
+	LOCKMODE	mode = ring->ordered ? ShareLock : AccessShareLock;
+
 	for (int i = 0; i < ring->nsegments; i++)
 	{
 		const MsgqRingSegment *segment = &ring->segments[i];
 
 		if (segment->state == 'e' && segment->level == level &&
 			OidIsValid(segment->table) &&
-			ConditionalLockRelationOid(segment->table, AccessShareLock) &&
+			ConditionalLockRelationOid(segment->table, mode) &&
 			msgq_segment_is_plain(segment->table))
 			return segment;
 	}
@@ -631,9 +639,25 @@ exception_keys(const MsgqFrontier *frontier, Oid type, bool high)
 						   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE);
 }
 
+/*
+ * In an ordered queue a message may lie behind the frontier as long as a walk
+ * would find another one of its group, or one is in flight (group.c).
+ */
+static const char *
+group_condition(const MsgqQueue *queue)
+{
+	if (!queue->ordered)
+		return "";
+	return psprintf("AND NOT EXISTS (SELECT FROM msgq.q%d o "
+					"WHERE o.group_key = s.group_key COLLATE \"C\" AND "
+					"(o.id < s.id OR (o.id <> s.id AND o.visible_at IS NOT NULL)))",
+					queue->id);
+}
+
 /* Counts what lies behind a frontier of a segment, by a new snapshot. */
 static int64
-count_behind(Relation table, MsgqOrder order, const MsgqFrontier *frontier)
+count_behind(const MsgqQueue *queue, Relation table, MsgqOrder order,
+			 const MsgqFrontier *frontier)
 {
 	Oid			type = order == MSGQ_READY ? INT8OID : TIMESTAMPTZOID;
 	Oid			array = order == MSGQ_READY ? INT8ARRAYOID : TIMESTAMPTZARRAYOID;
@@ -649,13 +673,14 @@ count_behind(Relation table, MsgqOrder order, const MsgqFrontier *frontier)
 	MsgqSpi		spi;
 
 	msgq_spi_begin(&spi, msgq_storage_owner());
-	msgq_spi_run_with(psprintf("SELECT count(*) FROM msgq.%s "
+	msgq_spi_run_with(psprintf("SELECT count(*) FROM msgq.%s s "
 							   "WHERE visible_at IS %s NULL AND %s < $1 "
 							   "AND (expires_at IS NULL OR expires_at > $4) AND NOT EXISTS ("
 							   "SELECT FROM unnest($2, $3) AS e (low, high) "
-							   "WHERE %s BETWEEN low AND high)",
+							   "WHERE %s BETWEEN low AND high) %s",
 							   RelationGetRelationName(table),
-							   order == MSGQ_READY ? "" : "NOT", key, key),
+							   order == MSGQ_READY ? "" : "NOT", key, key,
+							   group_condition(queue)),
 					  SPI_OK_SELECT, lengthof(values), types, values, NULL,
 					  false);
 	found = DatumGetInt64(column(0, 1));
@@ -664,7 +689,8 @@ count_behind(Relation table, MsgqOrder order, const MsgqFrontier *frontier)
 }
 
 static void
-audit_order(MsgqSegment *segment, MsgqFrontierRef ref, MsgqRound *round)
+audit_order(const MsgqQueue *queue, MsgqSegment *segment, MsgqFrontierRef ref,
+			MsgqRound *round)
 {
 	MsgqFrontier frontier;
 	int64		found;
@@ -672,7 +698,7 @@ audit_order(MsgqSegment *segment, MsgqFrontierRef ref, MsgqRound *round)
 	msgq_frontier_copy(ref, &frontier);
 	if (frontier.position == PG_INT64_MIN)
 		return;
-	found = count_behind(segment->table, ref.order, &frontier);
+	found = count_behind(queue, segment->table, ref.order, &frontier);
 	if (found == 0 || msgq_frontier_has_late_keys(ref, &frontier))
 		return;
 	msgq_frontier_restart(ref);
@@ -701,8 +727,8 @@ msgq_ring_audit(const MsgqQueue *queue, MsgqRound *round)
 
 		if (segment->ready.lock == NULL)
 			continue;			/* other backends' frontiers are theirs */
-		audit_order(segment, segment->ready, round);
-		audit_order(segment, segment->due, round);
+		audit_order(queue, segment, segment->ready, round);
+		audit_order(queue, segment, segment->due, round);
 		round->audited++;
 	}
 	msgq_storage_let_go(storage);

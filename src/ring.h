@@ -45,6 +45,7 @@ typedef struct MsgqRing
 {
 	int32		queue_id;
 	char	   *name;
+	bool		ordered;
 	int			nsegments;
 	MsgqRingSegment *segments;	/* in the order of their turns */
 } MsgqRing;

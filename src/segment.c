@@ -57,6 +57,7 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
+#include "group.h"
 #include "message.h"
 #include "segment.h"
 
@@ -65,7 +66,7 @@
  * ---------------------------------------------------------------------------
  */
 
-/* An entry in one of our two indexes; the row's column is their only one. */
+/* An entry in one of our indexes whose only column is this one. */
 static void
 insert_index_entry(MsgqSegment *segment, Relation index, IndexInfo *info,
 				   TupleTableSlot *row, AttrNumber column,
@@ -78,11 +79,25 @@ insert_index_entry(MsgqSegment *segment, Relation index, IndexInfo *info,
 				 false, info);
 }
 
+/* An entry in the index that ordered queues have on the group. */
+static void
+insert_group_entry(MsgqSegment *segment, TupleTableSlot *row)
+{
+	Datum		keys[INDEX_MAX_KEYS];
+	bool		nulls[INDEX_MAX_KEYS];
+
+	keys[0] = slot_getattr(row, Anum_segment_group_key, &nulls[0]);
+	keys[1] = slot_getattr(row, Anum_segment_leased_at, &nulls[1]);
+	keys[2] = slot_getattr(row, Anum_segment_id, &nulls[2]);
+	index_insert(segment->by_group, keys, nulls, &row->tts_tid, segment->table,
+				 UNIQUE_CHECK_NO, false, segment->by_group_info);
+}
+
 /*
  * Index entries for a row that was stored just now.
  *
  * The executor does the work where the user has made indexes.  For our own
- * two alone there is a shorter way.  A new version of a row has the id of
+ * alone there is a shorter way.  A new version of a row has the id of
  * the old one, which we have replaced, so there is nothing to be checked in
  * the primary key.  Nor is it said there that the key has not changed: btree
  * would answer by looking for versions to delete before it splits a page,
@@ -109,6 +124,8 @@ insert_index_entries(MsgqSegment *segment, TupleTableSlot *row,
 		insert_index_entry(segment, segment->by_due_time,
 						   segment->by_due_time_info, row,
 						   Anum_segment_visible_at, UNIQUE_CHECK_NO);
+	if (segment->by_group && !msgq_row_is_null(row, Anum_segment_group_key))
+		insert_group_entry(segment, row);
 }
 
 /* A row's index entries are in: somebody may have passed its place. */
@@ -168,16 +185,26 @@ order_of(TupleTableSlot *row, int64 *key)
 	return MSGQ_DUE;
 }
 
+/*
+ * Our transaction hides what has this key from our own walks, or has made us
+ * pass it by: if it is undone, the key has to be visited again.
+ */
+void
+msgq_segment_own(MsgqSegment *segment, MsgqOrder order, int64 key)
+{
+	msgq_frontier_own(order == MSGQ_READY ? segment->ready : segment->due,
+					  key, key);
+	segment->is_touched = true;
+}
+
 /* We are about to hide this row from our own walks. */
 static void
 own_row(MsgqSegment *segment)
 {
 	int64		key;
+	MsgqOrder	order = order_of(segment->row, &key);
 
-	if (order_of(segment->row, &key) == MSGQ_READY)
-		msgq_frontier_own(segment->ready, key, key);
-	else
-		msgq_frontier_own(segment->due, key, key);
+	msgq_segment_own(segment, order, key);
 }
 
 /* We are about to hide rows, and do not know which. */
@@ -186,6 +213,7 @@ msgq_segment_own_all(MsgqSegment *segment)
 {
 	msgq_frontier_own(segment->ready, PG_INT64_MIN + 1, PG_INT64_MAX);
 	msgq_frontier_own(segment->due, PG_INT64_MIN + 1, PG_INT64_MAX);
+	segment->is_touched = true;
 }
 
 /* A counter that stays at its highest value. */
@@ -296,16 +324,22 @@ change_row(MsgqSegment *segment, const MsgqChange *change, bool wait)
 	return MSGQ_DONE;
 }
 
+/* Removes it; whoever waits behind it in its group is told (group.c). */
 static MsgqOutcome
 remove_row(MsgqSegment *segment, bool wait)
 {
 	TM_FailureData failure;
+	MsgqOutcome outcome;
 
 	own_row(segment);
-	return outcome_of(table_tuple_delete(segment->table, &segment->row->tts_tid,
-										 GetCurrentCommandId(true),
-										 InvalidSnapshot, InvalidSnapshot,
-										 wait, &failure, false));
+	outcome = outcome_of(table_tuple_delete(segment->table,
+											&segment->row->tts_tid,
+											GetCurrentCommandId(true),
+											InvalidSnapshot, InvalidSnapshot,
+											wait, &failure, false));
+	if (outcome == MSGQ_DONE)
+		msgq_group_note_end(segment->storage, segment->row);
+	return outcome;
 }
 
 /* ---------------------------------------------------------------------------
@@ -566,4 +600,74 @@ msgq_segment_remove_changed(MsgqSegment *segment, const MsgqChange *change)
 	if (outcome == MSGQ_DONE)
 		make_new_row(segment, change);
 	return outcome;
+}
+
+/* ---------------------------------------------------------------------------
+ * The messages of a group
+ * ---------------------------------------------------------------------------
+ */
+
+/*
+ * Begins a scan of a group's messages in one segment of an ordered queue: the
+ * leased ones first, then, unless only those are wanted, the others, by id.
+ * Shows what the snapshot shows, or else, if it is NULL, what there is, with
+ * what others have not committed.
+ */
+MsgqGroupScan *
+msgq_group_scan_begin(MsgqSegment *segment, Datum key, Snapshot snapshot,
+					  bool only_leased)
+{
+	MsgqGroupScan *scan = palloc0(sizeof(MsgqGroupScan));
+	ScanKeyData keys[2];
+	int			nkeys = only_leased ? 2 : 1;
+
+	scan->segment = segment;
+	scan->is_dirty = snapshot == NULL;
+	InitDirtySnapshot(scan->dirty);
+	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_TEXTEQ, key);
+	ScanKeyEntryInitialize(&keys[1], SK_ISNULL | SK_SEARCHNOTNULL, 2,
+						   InvalidStrategy, InvalidOid, InvalidOid,
+						   InvalidOid, (Datum) 0);
+	scan->scan = msgq_index_beginscan(segment->table, segment->by_group,
+									  snapshot ? snapshot : &scan->dirty,
+									  nkeys);
+	index_rescan(scan->scan, keys, nkeys, NULL, 0);
+	return scan;
+}
+
+/* The next one, in segment->row, and who is at it. */
+bool
+msgq_group_scan_next(MsgqGroupScan *scan)
+{
+	CHECK_FOR_INTERRUPTS();
+	if (!index_getnext_slot(scan->scan, ForwardScanDirection,
+							scan->segment->row))
+		return false;
+	if (scan->is_dirty)
+	{
+		scan->inserter = scan->dirty.xmin;
+		scan->holder = scan->dirty.xmax;
+	}
+	else
+		scan->is_current = is_current(scan->segment, &scan->holder);
+	return true;
+}
+
+void
+msgq_group_scan_end(MsgqGroupScan *scan)
+{
+	index_endscan(scan->scan);
+	ExecClearTuple(scan->segment->row);
+	pfree(scan);
+}
+
+/*
+ * Fetches this version of a row into segment->row.  The caller has a snapshot
+ * that shows it, or has written it himself, so it is there.
+ */
+bool
+msgq_segment_fetch(MsgqSegment *segment, ItemPointer tid)
+{
+	return table_tuple_fetch_row_version(segment->table, tid, SnapshotAny,
+										 segment->row);
 }

@@ -27,7 +27,12 @@ typedef struct MsgqSegment
 	IndexInfo  *by_id_info;
 	Relation	by_due_time;
 	IndexInfo  *by_due_time_info;
+	Relation	by_group;		/* NULL but in ordered queues */
+	IndexInfo  *by_group_info;
 	bool		has_own_indexes_only;
+	bool		is_touched;		/* a row of it was changed or removed, or will
+								 * be looked for again */
+	struct MsgqStorage *storage;	/* that it belongs to */
 	TupleTableSlot *row;		/* what a walk or a look-up has found */
 	TupleTableSlot *new_row;	/* its next version */
 	MsgqFrontierRef ready;
@@ -59,6 +64,8 @@ typedef struct MsgqStorage
 	bool		is_changed;		/* something was removed */
 	struct MsgqStorage *dead_letters;	/* the dead-letter queue, once
 										 * something has gone there */
+	bool		is_stale;		/* the queue has changed since: look again */
+	struct MsgqEnded *ended;	/* groups to be looked after (group.c) */
 } MsgqStorage;
 
 /* A walk over a range of keys of one segment, in one of the two orders. */
@@ -74,6 +81,18 @@ typedef struct MsgqWalk
 	int64		entries;		/* index entries met so far, dead ones too */
 	int64		max_entries;	/* and how many it may meet */
 } MsgqWalk;
+
+/* A scan of the messages of one group in one segment. */
+typedef struct MsgqGroupScan
+{
+	MsgqSegment *segment;
+	IndexScanDesc scan;
+	bool		is_dirty;
+	SnapshotData dirty;
+	TransactionId inserter;		/* dirty: whoever has written the version */
+	TransactionId holder;		/* whoever is changing or removing it */
+	bool		is_current;		/* no: somebody has, since the snapshot */
+} MsgqGroupScan;
 
 /* What became of a row that somebody wanted to change. */
 typedef enum MsgqOutcome
@@ -139,6 +158,14 @@ extern MsgqOutcome msgq_segment_change(MsgqSegment *segment,
 extern MsgqOutcome msgq_segment_remove(MsgqSegment *segment, bool wait);
 extern MsgqOutcome msgq_segment_remove_changed(MsgqSegment *segment,
 											   const MsgqChange *change);
+extern void msgq_segment_own(MsgqSegment *segment, MsgqOrder order, int64 key);
 extern void msgq_segment_own_all(MsgqSegment *segment);
+
+extern MsgqGroupScan *msgq_group_scan_begin(MsgqSegment *segment, Datum key,
+											Snapshot snapshot,
+											bool only_leased);
+extern bool msgq_group_scan_next(MsgqGroupScan *scan);
+extern void msgq_group_scan_end(MsgqGroupScan *scan);
+extern bool msgq_segment_fetch(MsgqSegment *segment, ItemPointer tid);
 
 #endif							/* MSGQ_SEGMENT_H */

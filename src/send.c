@@ -40,6 +40,8 @@
 /* Header names that begin so are the server's. */
 #define RESERVED_PREFIX		"msgq-"
 
+#define MAX_GROUP_KEY_BYTES	255
+
 /* Rows, and bytes of bodies, that are inserted at once. */
 #define CHUNK_ROWS			500
 #define CHUNK_BYTES			(1024 * 1024)
@@ -52,6 +54,7 @@ typedef struct Outgoing
 	Datum	   *contents;
 	Datum	   *headers;
 	bool	   *no_headers;		/* headers[i] is NULL */
+	text	  **group_keys;		/* NULL: none */
 	TimestampTz now;
 	TimestampTz *visible_at;	/* 0: ready at once */
 	Interval  **ttl;			/* NULL: the queue's */
@@ -73,6 +76,7 @@ allocate(Outgoing *out, int n, AttrNumber content_column)
 	out->priorities = palloc0(sizeof(int32) * n);
 	out->keys = NULL;
 	out->duplicates = palloc0(sizeof(bool) * n);
+	out->group_keys = palloc0(sizeof(text *) * n);
 	memset(out->no_headers, true, sizeof(bool) * n);
 	out->now = msgq_now();
 }
@@ -165,6 +169,8 @@ fill_row(TupleTableSlot *row, const Outgoing *out, int i,
 		SET(Anum_segment_visible_at, TimestampTzGetDatum(out->visible_at[i]));
 	if (expires_at != 0)
 		SET(Anum_segment_expires_at, TimestampTzGetDatum(expires_at));
+	if (out->group_keys[i])
+		SET(Anum_segment_group_key, PointerGetDatum(out->group_keys[i]));
 	if (!out->no_headers[i])
 		SET(Anum_segment_headers, out->headers[i]);
 #undef SET
@@ -334,6 +340,21 @@ set_headers(Outgoing *out, int i, Datum headers)
 	out->no_headers[i] = false;
 }
 
+/* A group key has 1 to MAX_GROUP_KEY_BYTES bytes (22023). */
+static void
+set_group_key(Outgoing *out, int i, text *key)
+{
+	Size		size = VARSIZE_ANY_EXHDR(key);
+
+	if (size < 1 || size > MAX_GROUP_KEY_BYTES)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("a group key must have from 1 to %d bytes",
+						MAX_GROUP_KEY_BYTES),
+				 errdetail("This one has %zu bytes.", size)));
+	out->group_keys[i] = key;
+}
+
 /*
  * When does the message become visible: 0 for at once?  Each of the two times
  * is NULL if it is not given.
@@ -426,7 +447,7 @@ set_one(Outgoing *out, FunctionCallInfo fcinfo, int n)
 	set_times(out, fcinfo, n + 1);
 	set_priority(out, fcinfo, n + 3);
 	if (!PG_ARGISNULL(n + 4))
-		msgq_refuse_unsupported("a group key");
+		set_group_key(out, 0, PG_GETARG_TEXT_PP(n + 4));
 	set_ttl(out, fcinfo, n + 5);
 }
 
@@ -510,23 +531,6 @@ companion_elements(FunctionCallInfo fcinfo, int n, const char *argument,
 	return elements;
 }
 
-/* Keys that this version does not know: all have to be NULL. */
-static void
-refuse_keys(FunctionCallInfo fcinfo, int n, const char *argument,
-			const Outgoing *out, const char *what)
-{
-	bool	   *nulls;
-
-	if (PG_ARGISNULL(n))
-		return;
-	(void) companion_elements(fcinfo, n, argument, out, &nulls);
-	for (int i = 0; i < out->n; i++)
-	{
-		if (!nulls[i])
-			msgq_refuse_unsupported(what);
-	}
-}
-
 static void
 set_headers_of_all(Outgoing *out, FunctionCallInfo fcinfo, int n)
 {
@@ -559,6 +563,22 @@ set_keys_of_all(Outgoing *out, FunctionCallInfo fcinfo, int n)
 	}
 }
 
+static void
+set_group_keys_of_all(Outgoing *out, FunctionCallInfo fcinfo, int n)
+{
+	Datum	   *keys;
+	bool	   *nulls;
+
+	if (PG_ARGISNULL(n))
+		return;
+	keys = companion_elements(fcinfo, n, "group_keys", out, &nulls);
+	for (int i = 0; i < out->n; i++)
+	{
+		if (!nulls[i])
+			set_group_key(out, i, DatumGetTextPP(keys[i]));
+	}
+}
+
 static ArrayType *
 id_array(const int64 *ids, int n)
 {
@@ -587,7 +607,7 @@ send_several(FunctionCallInfo fcinfo, const char *command, AttrNumber column,
 	set_headers_of_all(&out, fcinfo, 2);
 	set_times(&out, fcinfo, 3);
 	set_priority(&out, fcinfo, 5);
-	refuse_keys(fcinfo, 6, "group_keys", &out, "a group key");
+	set_group_keys_of_all(&out, fcinfo, 6);
 	set_ttl(&out, fcinfo, 7);
 	set_keys_of_all(&out, fcinfo, 8);
 
@@ -659,14 +679,11 @@ priority_value(const JsonbValue *value)
 	return (int32) number;
 }
 
-/* Raises an error for a key that send knows and this version does not. */
+/* Raises an error for a key that send does not know. */
 static void
 refuse_key(const char *key)
 {
-	if (strcmp(key, "group_key") == 0)
-		msgq_refuse_unsupported("a group key");
-	else
-		bad_message(psprintf("has an unknown key, \"%s\"", key));
+	bad_message(psprintf("has an unknown key, \"%s\"", key));
 }
 
 /* One object: message number i. */
@@ -705,6 +722,8 @@ set_message(Outgoing *out, int i, JsonbContainer *object)
 		}
 		else if (strcmp(key, "headers") == 0)
 			set_headers(out, i, JsonbPGetDatum(JsonbValueToJsonb(&value)));
+		else if (strcmp(key, "group_key") == 0)
+			set_group_key(out, i, cstring_to_text(text_value(key, &value)));
 		else if (strcmp(key, "delay") == 0)
 			delay = interval_value(key, &value);
 		else if (strcmp(key, "ttl") == 0)

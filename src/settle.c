@@ -49,6 +49,7 @@
 #include "archive.h"
 #include "argument.h"
 #include "deadletter.h"
+#include "group.h"
 #include "history.h"
 #include "message.h"
 #include "owner.h"
@@ -192,9 +193,12 @@ give_up(const Settlement *settlement, MsgqStorage *storage,
 {
 	MsgqOutcome outcome = msgq_segment_remove(segment, wait);
 
-	if (outcome == MSGQ_DONE)
-		msgq_dead_letter(storage, segment->row, reason, settlement->error,
-						 msgq_now());
+	if (outcome != MSGQ_DONE)
+		return outcome;
+	msgq_dead_letter(storage, segment->row, reason, settlement->error,
+					 msgq_now());
+	/* What follows it in an ordered queue goes back, as with any nack. */
+	msgq_group_note_return(storage, segment->row, msgq_now());
 	return outcome;
 }
 
@@ -219,6 +223,7 @@ apply(const Settlement *settlement, MsgqStorage *storage,
 	TimestampTz now = msgq_now();
 	MsgqReason	reason;
 	MsgqChange	change;
+	MsgqOutcome outcome;
 
 	*stale = !is_applicable(settlement, segment->row, now);
 	if (*stale)
@@ -230,7 +235,10 @@ apply(const Settlement *settlement, MsgqStorage *storage,
 	if (gives_up(settlement, storage->queue, segment->row, &reason))
 		return give_up(settlement, storage, segment, reason, wait);
 	change = change_of(settlement, storage->queue, segment->row, now);
-	return msgq_segment_change(segment, &change, wait);
+	outcome = msgq_segment_change(segment, &change, wait);
+	if (outcome == MSGQ_DONE && change.unlease)
+		msgq_group_note_return(storage, segment->row, change.visible_at);
+	return outcome;
 }
 
 /* ---------------------------------------------------------------------------
@@ -389,9 +397,12 @@ settle(const Settlement *settlement, MsgqStorage **storage)
 	{
 		char	   *name = pstrdup(NameStr((*storage)->queue->name));
 		AclMode		right = (*storage)->right;
+		struct MsgqEnded *ended = (*storage)->ended;
 
+		(*storage)->ended = NULL;
 		msgq_storage_close(*storage);
 		*storage = msgq_storage_open(settlement->command, name, right, MSGQ_ALL);
+		(*storage)->ended = ended;
 		result = settle_in_open(settlement, *storage);
 	}
 	if (result == SETTLED)

@@ -7,6 +7,11 @@
  * the queue up again if it has changed meanwhile (queue.c).  A table to which
  * somebody has added what direct access would not honour is refused.
  *
+ * In an ordered queue whoever receives or settles opens all segments, drained
+ * ones too, since a group must be seen whole (group.c).  So that these can be
+ * reclaimed nevertheless, their locks are given back when the call ends, if
+ * nothing was found there.
+ *
  * The append horizon is the id up to which all are in the index, or never
  * will be.  With shared memory, senders publish what they are about to append
  * (shared.c).  Without it, a sender holds the append lock of its queue in
@@ -27,8 +32,10 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
+#include "catalog/index.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_collation.h"
 #include "catalog/pg_index.h"
 #include "commands/sequence.h"
 #include "executor/executor.h"
@@ -39,6 +46,7 @@
 #include "utils/inval.h"
 #include "utils/rel.h"
 
+#include "group.h"
 #include "message.h"
 #include "owner.h"
 #include "segment.h"
@@ -109,26 +117,31 @@ refuse_foreign_features(Relation table)
 				 errhint("Remove it from the table.")));
 }
 
+/* Does the predicate say only that this column is not null? */
+static bool
+is_not_null_predicate(const List *predicate, AttrNumber column)
+{
+	NullTest   *test;
+
+	if (list_length(predicate) != 1 || !IsA(linitial(predicate), NullTest))
+		return false;
+	test = linitial_node(NullTest, predicate);
+	return test->nulltesttype == IS_NOT_NULL && IsA(test->arg, Var) &&
+		((Var *) test->arg)->varattno == column;
+}
+
 /* Does this index hold the due times, rising, of all rows that have one? */
 static bool
 is_due_index(Relation index, IndexInfo *info)
 {
-	NullTest   *test;
-
 	if (index->rd_rel->relam != BTREE_AM_OID || !info->ii_ReadyForInserts ||
 		!index->rd_index->indisvalid ||
 		info->ii_NumIndexKeyAttrs != 1 ||
 		info->ii_IndexAttrNumbers[0] != Anum_segment_visible_at ||
 		index->rd_indoption[0] != 0)
 		return false;
-	if (info->ii_Predicate == NIL)
-		return true;
-	if (list_length(info->ii_Predicate) != 1 ||
-		!IsA(linitial(info->ii_Predicate), NullTest))
-		return false;
-	test = linitial_node(NullTest, info->ii_Predicate);
-	return test->nulltesttype == IS_NOT_NULL && IsA(test->arg, Var) &&
-		((Var *) test->arg)->varattno == Anum_segment_visible_at;
+	return info->ii_Predicate == NIL ||
+		is_not_null_predicate(info->ii_Predicate, Anum_segment_visible_at);
 }
 
 /* Is it the primary key that a segment is made with? */
@@ -139,23 +152,53 @@ is_id_index(Relation index, IndexInfo *info)
 		info->ii_IndexAttrNumbers[0] == Anum_segment_id;
 }
 
+/* Is it the index on the group that segments of ordered queues are made with? */
+static bool
+is_group_index(Relation index, IndexInfo *info)
+{
+	return index->rd_rel->relam == BTREE_AM_OID && info->ii_ReadyForInserts &&
+		index->rd_index->indisvalid && !info->ii_Unique &&
+		info->ii_NumIndexAttrs == 3 && info->ii_NumIndexKeyAttrs == 3 &&
+		info->ii_IndexAttrNumbers[0] == Anum_segment_group_key &&
+		info->ii_IndexAttrNumbers[1] == Anum_segment_leased_at &&
+		info->ii_IndexAttrNumbers[2] == Anum_segment_id &&
+		index->rd_indcollation[0] == C_COLLATION_OID &&
+		index->rd_indoption[0] == 0 && index->rd_indoption[1] == 0 &&
+		index->rd_indoption[2] == 0 &&
+		is_not_null_predicate(info->ii_Predicate, Anum_segment_group_key);
+}
+
 /*
- * Are there just the two indexes that a segment is made with, and did nobody
+ * Are there just the indexes that a segment is made with, and did nobody
  * replace them by others that serve as well?
  */
 static bool
 has_own_indexes_only(MsgqSegment *segment)
 {
-	return segment->result->ri_NumIndices == 2 &&
+	return segment->result->ri_NumIndices == (segment->by_group ? 3 : 2) &&
 		segment->by_id_info->ii_NumIndexAttrs == 1 &&
 		segment->by_due_time_info->ii_NumIndexAttrs == 1 &&
 		segment->by_due_time_info->ii_Predicate != NIL &&
 		!segment->by_due_time_info->ii_Unique;
 }
 
-/* Sets by_id and by_due_time among the indexes that are open. */
 static void
-find_indexes(MsgqSegment *segment)
+lacks_index(Relation table, const char *which)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("table \"%s\" cannot hold messages",
+					RelationGetRelationName(table)),
+			 errdetail("It lacks %s.", which),
+			 errhint("Restore the index, as the other segments have it.")));
+}
+
+/*
+ * Sets by_id, by_due_time and, if the queue is ordered, by_group among the
+ * indexes that are open.
+ */
+static void
+find_indexes(MsgqSegment *segment, bool ordered)
 {
 	ResultRelInfo *result = segment->result;
 
@@ -174,31 +217,35 @@ find_indexes(MsgqSegment *segment)
 			segment->by_due_time = index;
 			segment->by_due_time_info = info;
 		}
+		else if (ordered && is_group_index(index, info))
+		{
+			segment->by_group = index;
+			segment->by_group_info = info;
+		}
 	}
 	if (segment->by_id == NULL || segment->by_due_time == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("table \"%s\" cannot hold messages",
-						RelationGetRelationName(segment->table)),
-				 errdetail("It lacks its primary key or the index on visible_at."),
-				 errhint("Restore the index, as the other segments have it.")));
+		lacks_index(segment->table,
+					"its primary key or the index on visible_at");
+	if (ordered && segment->by_group == NULL)
+		lacks_index(segment->table, "the index on group_key");
 	segment->has_own_indexes_only = has_own_indexes_only(segment);
 }
 
 /* A table that is locked, with its indexes and slots. */
 static MsgqSegment *
-open_segment(Relation table, int level, const MsgqStorage *storage)
+open_segment(Relation table, int level, MsgqStorage *storage)
 {
 	MsgqSegment *segment = palloc0(sizeof(MsgqSegment));
 
 	refuse_foreign_features(table);
+	segment->storage = storage;
 	segment->table = table;
 	segment->level = level;
 	segment->estate = CreateExecutorState();
 	segment->result = makeNode(ResultRelInfo);
 	InitResultRelInfo(segment->result, table, 0, NULL, 0);
 	ExecOpenIndices(segment->result, false);
-	find_indexes(segment);
+	find_indexes(segment, storage->queue->ordered);
 	CheckCmdReplicaIdentity(table, CMD_UPDATE);
 	segment->row = table_slot_create(table, NULL);
 	segment->new_row = table_slot_create(table, NULL);
@@ -209,22 +256,29 @@ open_segment(Relation table, int level, const MsgqStorage *storage)
 	return segment;
 }
 
-/* Has it two indexes, and none that calls a function? */
+/*
+ * Has it two indexes, and none that calls a function?  Or three, one of which
+ * is that on the group.
+ */
 static bool
 has_plain_indexes(Relation table)
 {
 	List	   *indexes = RelationGetIndexList(table);
-	bool		are_plain = list_length(indexes) == 2;
+	int			expected = 2;
+	bool		are_plain = true;
 	ListCell   *cell;
 
 	foreach(cell, indexes)
 	{
 		Relation	index = index_open(lfirst_oid(cell), AccessShareLock);
 
+		if (is_group_index(index, BuildIndexInfo(index)))
+			expected = 3;
 		are_plain &= heap_attisnull(index->rd_indextuple,
 									Anum_pg_index_indexprs, NULL);
 		index_close(index, AccessShareLock);
 	}
+	are_plain &= list_length(indexes) == expected;
 	list_free(indexes);
 	return are_plain;
 }
@@ -315,6 +369,8 @@ open_storage(MsgqStorage *storage, const char *command, const char *name,
 		if (missing_ok && msgq_queue_find(name) == NULL)
 			return NULL;
 		storage->queue = msgq_queue_get(name, storage->right);
+		if (storage->queue->ordered && storage->which == MSGQ_IN_USE)
+			storage->which = MSGQ_ALL;
 		msgq_point(MSGQ_POINT_SEND_CHOSEN);
 		n = choose_segments(storage, &first);
 		tables = palloc(sizeof(Relation) * n);
@@ -400,13 +456,26 @@ msgq_storage_active(const MsgqStorage *storage, int level)
 	return NULL;
 }
 
-/* Closes the tables, and gives back locks of this mode. */
+/*
+ * May the lock on the segment be given back before the end of the transaction,
+ * so that it can be reclaimed?
+ */
+static bool
+is_unused(const MsgqStorage *storage, int i)
+{
+	return storage->queue->ordered && storage->which == MSGQ_ALL &&
+		i < storage->queue->ndrained && !storage->segments[i]->is_touched;
+}
+
+/* Closes the tables, and gives back the locks, or those that are not needed. */
 static void
-close_tables(MsgqStorage *storage, LOCKMODE mode)
+close_tables(MsgqStorage *storage, bool unlock)
 {
 	for (int i = 0; i < storage->nsegments; i++)
 	{
 		MsgqSegment *segment = storage->segments[i];
+		LOCKMODE	mode = unlock || is_unused(storage, i) ?
+		RowExclusiveLock : NoLock;
 
 		ExecDropSingleTupleTableSlot(segment->row);
 		ExecDropSingleTupleTableSlot(segment->new_row);
@@ -416,13 +485,17 @@ close_tables(MsgqStorage *storage, LOCKMODE mode)
 	}
 }
 
-/* Closes it and makes what was done visible to the next command. */
+/*
+ * Closes it, after looking after the groups whose messages were settled, and
+ * makes what was done visible to the next command.
+ */
 void
 msgq_storage_close(MsgqStorage *storage)
 {
+	msgq_group_settle(storage);
 	if (storage->dead_letters)
-		close_tables(storage->dead_letters, NoLock);
-	close_tables(storage, NoLock);
+		close_tables(storage->dead_letters, false);
+	close_tables(storage, false);
 	CommandCounterIncrement();
 }
 
@@ -449,7 +522,7 @@ msgq_storage_let_go(MsgqStorage *storage)
 	if (storage->is_changed)
 		msgq_storage_close(storage);
 	else
-		close_tables(storage, RowExclusiveLock);
+		close_tables(storage, true);
 }
 
 /* ---------------------------------------------------------------------------

@@ -47,6 +47,8 @@ static const struct config_enum_entry points[] = {
 	{"ring-moved", MSGQ_POINT_RING_MOVED, false},
 	{"receive-counted", MSGQ_POINT_RECEIVE_COUNTED, false},
 	{"store-chosen", MSGQ_POINT_STORE_CHOSEN, false},
+	{"group-examined", MSGQ_POINT_GROUP_EXAMINED, false},
+	{"settle-changed", MSGQ_POINT_SETTLE_CHANGED, false},
 	{NULL, 0, false}
 };
 

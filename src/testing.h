@@ -28,7 +28,9 @@ typedef enum MsgqTestPoint
 	MSGQ_POINT_RING_MOVED,		/* maintain: stragglers moved */
 	MSGQ_POINT_RECEIVE_COUNTED, /* receive: counted what is in flight, nothing
 								 * claimed */
-	MSGQ_POINT_STORE_CHOSEN		/* any: tables of a store chosen, not locked */
+	MSGQ_POINT_STORE_CHOSEN,	/* any: tables of a store chosen, not locked */
+	MSGQ_POINT_GROUP_EXAMINED,	/* receive: a group examined, nothing taken */
+	MSGQ_POINT_SETTLE_CHANGED	/* settle: changed, its group not looked after */
 } MsgqTestPoint;
 
 /* The setting msgq.test_point; MSGQ_POINT_NONE but in tests. */

@@ -22,9 +22,9 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.send(text, jsonb, jsonb, interval, timestamptz, int, text, interval, text) IS
 'stores one message as part of the caller''s transaction, whose COMMIT is the confirmation; needs the right send.
-body: the content (a JSON null is one). headers: a JSON object beside it; names that begin with msgq- are the server''s. delay or deliver_at, not both: not before that time; a time that has passed means at once. ttl: the message expires so long after it was sent, if that is before the queue''s message_ttl; 0 or more. priority: from 0 to one less than the queue''s priorities; higher ones are delivered first. idempotency_key: 1 to 255 bytes; NULL means none; with a key that was used within the queue''s dedup_window nothing is stored; waits for an open transaction that uses the same key. group_key (NULL): not supported yet.
+body: the content (a JSON null is one). headers: a JSON object beside it; names that begin with msgq- are the server''s. delay or deliver_at, not both: not before that time; a time that has passed means at once. ttl: the message expires so long after it was sent, if that is before the queue''s message_ttl; 0 or more. priority: from 0 to one less than the queue''s priorities; higher ones are delivered first. idempotency_key: 1 to 255 bytes; NULL means none; with a key that was used within the queue''s dedup_window nothing is stored; waits for an open transaction that uses the same key. group_key: 1 to 255 bytes, or NULL; in an ordered queue, messages with the same one are delivered in order.
 Result: the id of the message, unique in its queue, provisional until the commit; of the first message with the key, if it was used before.
-Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, MQ004 paused, MQ005 queue full, MQ006 idempotency key was used with another body, 0A000 argument not supported yet, 25006 read-only or standby.';
+Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, MQ004 paused, MQ005 queue full, MQ006 idempotency key was used with another body, 25006 read-only or standby.';
 
 CREATE FUNCTION msgq.send_bytes(
 	queue text,
@@ -42,9 +42,9 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.send_bytes(text, bytea, jsonb, interval, timestamptz, int, text, interval, text) IS
 'stores one message as part of the caller''s transaction, whose COMMIT is the confirmation; needs the right send.
-data: the content, also of no bytes. headers: a JSON object beside it; names that begin with msgq- are the server''s. delay or deliver_at, not both: not before that time; a time that has passed means at once. ttl: the message expires so long after it was sent, if that is before the queue''s message_ttl; 0 or more. priority: from 0 to one less than the queue''s priorities; higher ones are delivered first. idempotency_key: 1 to 255 bytes; NULL means none; with a key that was used within the queue''s dedup_window nothing is stored; waits for an open transaction that uses the same key. group_key (NULL): not supported yet.
+data: the content, also of no bytes. headers: a JSON object beside it; names that begin with msgq- are the server''s. delay or deliver_at, not both: not before that time; a time that has passed means at once. ttl: the message expires so long after it was sent, if that is before the queue''s message_ttl; 0 or more. priority: from 0 to one less than the queue''s priorities; higher ones are delivered first. idempotency_key: 1 to 255 bytes; NULL means none; with a key that was used within the queue''s dedup_window nothing is stored; waits for an open transaction that uses the same key. group_key: 1 to 255 bytes, or NULL; in an ordered queue, messages with the same one are delivered in order.
 Result: the id of the message, unique in its queue, provisional until the commit; of the first message with the key, if it was used before.
-Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, MQ004 paused, MQ005 queue full, MQ006 idempotency key was used with another body, 0A000 argument not supported yet, 25006 read-only or standby.';
+Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, MQ004 paused, MQ005 queue full, MQ006 idempotency key was used with another body, 25006 read-only or standby.';
 
 CREATE FUNCTION msgq.send_batch(
 	queue text,
@@ -64,7 +64,7 @@ COMMENT ON FUNCTION msgq.send_batch(text, jsonb[], jsonb[], interval, timestampt
 'stores up to 10000 messages, all or none; needs the right send.
 bodies: one-dimensional, no NULLs; an empty array stores nothing. headers, idempotency_keys: NULL, or one element for each message, NULL for none. The rest as for msgq.send.
 Result: the ids in the order of the input.
-Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, MQ004 paused, MQ005 queue full, MQ006 idempotency key was used with another body, 0A000 argument not supported yet, 25006 read-only or standby.';
+Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, MQ004 paused, MQ005 queue full, MQ006 idempotency key was used with another body, 25006 read-only or standby.';
 
 CREATE FUNCTION msgq.send_bytes_batch(
 	queue text,
@@ -84,7 +84,7 @@ COMMENT ON FUNCTION msgq.send_bytes_batch(text, bytea[], jsonb[], interval, time
 'stores up to 10000 messages, all or none; needs the right send.
 datas: one-dimensional, no NULLs; an empty array stores nothing. headers, idempotency_keys: NULL, or one element for each message, NULL for none. The rest as for msgq.send.
 Result: the ids in the order of the input.
-Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, MQ004 paused, MQ005 queue full, MQ006 idempotency key was used with another body, 0A000 argument not supported yet, 25006 read-only or standby.';
+Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, MQ004 paused, MQ005 queue full, MQ006 idempotency key was used with another body, 25006 read-only or standby.';
 
 CREATE FUNCTION msgq.send_messages(queue text, messages jsonb)
 RETURNS TABLE (ordinal int, id bigint, duplicate boolean)
@@ -95,7 +95,7 @@ COMMENT ON FUNCTION msgq.send_messages(text, jsonb) IS
 'stores up to 10000 messages, all or none, for drivers without arrays of jsonb; needs the right send.
 messages: a JSON array of objects with the arguments of msgq.send as keys (body is required; delay and deliver_at as text).
 Result: a row for each message in the order of the input: ordinal from 1, id, duplicate: nothing was stored, since the idempotency key was used before, and the id is that of the first message with it.
-Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument (22007 for a time that is none), 54000 message too large, MQ004 paused, MQ005 queue full, MQ006 idempotency key was used with another body, 0A000 argument not supported yet, 25006 read-only or standby.';
+Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument (22007 for a time that is none), 54000 message too large, MQ004 paused, MQ005 queue full, MQ006 idempotency key was used with another body, 25006 read-only or standby.';
 
 CREATE FUNCTION msgq.send_once(
 	queue text,
@@ -127,7 +127,7 @@ AS 'MODULE_PATHNAME', 'msgq_receive'
 LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 10;
 
 COMMENT ON FUNCTION msgq.receive(text, int, interval, interval) IS
-'leases messages: nobody else gets them until the visibility timeout has passed, counted from this call; needs the right receive. Messages of a higher priority come first; within a priority, due messages (retries, ended leases, delays) in the order of their time, then ready ones in the order of their ids; what another transaction holds is skipped. A rolled-back receive leaves the messages as they were. The same at every isolation level.
+'leases messages: nobody else gets them until the visibility timeout has passed, counted from this call; needs the right receive. Messages of a higher priority come first; within a priority, due messages (retries, ended leases, delays) in the order of their time, then ready ones in the order of their ids; what another transaction holds is skipped. A rolled-back receive leaves the messages as they were. The same at every isolation level. In an ordered queue, messages with a group_key come only if none of their group is in flight, in order and in one piece.
 max_messages: 1 to 10000. visibility_timeout: 0 or more; NULL means the queue''s. wait: if there is nothing, how long to wait for the first message, 0 or more; woken by commits, and by the clock when a message falls due. The statement keeps its snapshot while it waits; msgq.wait does not.
 Result: the messages, each with the receipt of this delivery.
 Errors: 42704 no such queue, 42501 no right, 22004 NULL, 22023 bad argument, 54000 max_messages too large, 25006 read-only or standby.';
@@ -230,7 +230,7 @@ AS 'MODULE_PATHNAME', 'msgq_nack'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.nack(text, uuid, interval, text, boolean) IS
-'gives the message back as failed; if that was the last delivery that the queue allows, gives it up (msgq.reject). Needs the right receive. Waits if another transaction is changing the message.
+'gives the message back as failed; if that was the last delivery that the queue allows, gives it up (msgq.reject). In an ordered queue the messages in flight behind it in its group go back with it, and their receipts are stale. Needs the right receive. Waits if another transaction is changing the message.
 delay: how long it stays invisible; NULL means exponential backoff with full jitter (see msgq.create_queue). error: kept in the header msgq-error, cut after 1024 bytes. strict: raise an error instead of returning false.
 Result: true, or false if the receipt is stale: the message is gone or was given to somebody else; then nothing has changed.
 Errors: 42704 no such queue, 42501 no right receive, 22004 NULL, 22023 bad argument, MQ001 stale receipt with strict, 25006 read-only or standby.';
@@ -260,7 +260,7 @@ AS 'MODULE_PATHNAME', 'msgq_reject'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.reject(text, uuid, text, boolean) IS
-'gives the message up at once, whatever deliveries are left: it goes to the dead-letter queue, or is removed if there is none; needs the right receive. Waits if another transaction is changing the message.
+'gives the message up at once, whatever deliveries are left: it goes to the dead-letter queue, or is removed if there is none; in an ordered queue the messages in flight behind it in its group are given back; needs the right receive. Waits if another transaction is changing the message.
 reason: kept as "error" in the message''s history, cut after 1024 bytes. strict: raise an error instead of returning false.
 Result: true, or false if the receipt is stale: the message is gone or was given to somebody else; then nothing has changed.
 Errors: 42704 no such queue, 42501 no right receive, 22004 NULL, MQ001 stale receipt with strict, 25006 read-only or standby.';
@@ -314,7 +314,7 @@ AS 'MODULE_PATHNAME', 'msgq_release'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.release(text, uuid, boolean) IS
-'gives the message back, due now and not counted as a failure; needs the right receive. Waits if another transaction is changing the message.
+'gives the message back, due now and not counted as a failure, and in an ordered queue those in flight behind it in its group as well; needs the right receive. Waits if another transaction is changing the message.
 strict: raise an error instead of returning false.
 Result: true, or false if the receipt is stale: the message is gone or was given to somebody else; then nothing has changed.
 Errors: 42704 no such queue, 42501 no right receive, 22004 NULL, 22023 bad argument, MQ001 stale receipt with strict, 25006 read-only or standby.';
@@ -345,7 +345,7 @@ AS 'MODULE_PATHNAME', 'msgq_expire_lease'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.expire_lease(text, bigint) IS
-'ends the lease of a message now: its receipt becomes stale, it is due at once, and the delivery counts as failed; needs the right manage. Waits if another transaction is changing the message.
+'ends the lease of a message now: its receipt becomes stale, it is due at once, and the delivery counts as failed; in an ordered queue the messages in flight behind it in its group are given back; needs the right manage. Waits if another transaction is changing the message.
 Result: true, or false if the message is not in flight.
 Errors: 42704 no such queue, 42501 no right, 22004 NULL, 25006 read-only or standby.';
 
@@ -369,7 +369,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.why_empty(text) IS
 'says why a receive would return nothing; needs the right peek. Looks at every message, so it is for people, not for polling.
-Result: NULL if there is something to receive, else paused, in_flight_limit (there would be, but for max_in_flight), in_flight (leased, or held by an open transaction), delayed, expired (only such), or empty.
+Result: NULL if there is something to receive, else groups_leased (messages wait for others of their group), paused, in_flight_limit (there would be, but for max_in_flight), in_flight (leased, or held by an open transaction), delayed, expired (only such), or empty.
 Errors: 42704 no such queue, 42501 no right, 22004 NULL.';
 
 CREATE FUNCTION msgq.redrive(

@@ -28,8 +28,8 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION msgq.create_queue(text, interval, int, text, interval, float8, interval, interval, bigint, text, int, int, int, boolean, text, interval, interval, boolean) IS
 'makes a queue; the caller needs CREATE on schema msgq and gets all rights on it, with grant option.
 queue: 1 to 63 bytes of printable text, taken as it is. visibility_timeout: how long a received message stays invisible, above 0. max_deliveries: so many failed deliveries, by nack, by the end of a lease or by the rollback of a pop, and a message is given up; 0 for no limit. dead_letter_queue: where messages go that are given up, a queue to which the caller may send; NULL for one that is made with the queue and named <queue>.dead; an empty string for none: then they are removed. retry_delay, retry_multiplier, max_retry_delay: nack without a delay waits a random time between 0 and least(max_retry_delay, retry_delay * retry_multiplier ^ (failures - 1)). message_ttl: messages expire so long after they were sent; NULL for never. max_length: messages that the queue may have, whatever their state; NULL for no limit; open transactions may overshoot it by what they send. overflow: what becomes of a message for which there is no room: reject raises MQ005; drop_oldest removes the oldest messages, those of the lowest priority first, dead_letter moves them to the dead-letter queue. max_message_bytes: limit on body plus headers, 1 to 209715200. max_in_flight: messages that may be leased at the same time; NULL for no limit. priorities: number of levels of priority, 1 to 10, not together with ordered; the dead-letter queue that is made with the queue has one. dedup_window: how long an idempotency key is remembered, above 0, with days of 24 hours and months of 30 days. archive_retention: how long msgq.archive keeps a message, likewise; NULL for no archive. if_not_exists: an existing queue is left alone, with a warning if its settings differ.
-The other settings have one allowed value in this version, their default.
-Errors: 22023 bad name or setting, or dead letters that would come back, 22004 NULL, 42710 queue exists, 42704 no such dead-letter queue, 42501 no right, 0A000 setting not supported yet.';
+ordered: messages with the same group_key are delivered in order, one batch at a time; not with priorities. on_exhausted: skip gives up a message of a group that has used up its deliveries, block retries it for ever, and its group waits.
+Errors: 22023 bad name or setting, or dead letters that would come back, 22004 NULL, 42710 queue exists, 42704 no such dead-letter queue, 42501 no right.';
 
 CREATE FUNCTION msgq.alter_queue(queue text, settings jsonb)
 RETURNS void
@@ -39,7 +39,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION msgq.alter_queue(text, jsonb) IS
 'changes settings of a queue, all or nothing; needs the right admin.
 settings: an object whose keys are arguments of msgq.create_queue, intervals as text; priorities and ordered cannot be changed. Takes effect for calls that begin after the commit; messages in flight keep their lease.
-Errors: 22023 unknown key or bad value (22007, 22P02, 22003 where its text is no interval or number), 22004 NULL, 42704 no such queue, 42501 no right, 0A000 setting not supported yet.';
+Errors: 22023 unknown key or bad value (22007, 22P02, 22003 where its text is no interval or number), 22004 NULL, 42704 no such queue, 42501 no right.';
 
 CREATE FUNCTION msgq.drop_queue(queue text, if_exists boolean DEFAULT false)
 RETURNS boolean
@@ -66,7 +66,7 @@ AS 'MODULE_PATHNAME', 'msgq_purge'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.purge(text) IS
-'removes every message that is committed when it begins, whatever the isolation level, also those in flight, whose receipts become stale; needs the right manage. Waits for transactions that hold messages.
+'removes every message that is committed when it begins, whatever the isolation level, also those in flight, whose receipts become stale; needs the right manage. Waits for transactions that hold messages; in an ordered queue, for all that use the queue.
 Result: the number of messages removed.
 Errors: 42704 no such queue, 42501 no right, 22004 NULL, 40001 above READ COMMITTED if another transaction changed one.';
 
