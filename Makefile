@@ -21,6 +21,7 @@ OBJS = \
 	src/msgq.o \
 	src/argument.o \
 	src/queue.o \
+	src/settings.o \
 	src/admin.o \
 	src/message.o \
 	src/send.o \

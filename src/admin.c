@@ -1,24 +1,22 @@
 /*
  * admin.c
- *		Makes, changes, empties and drops queues.
+ *		Makes, changes, empties and drops queues.  Their settings are in
+ *		settings.c.
  *
  * All of it is rare and goes through SQL, as the storage's owner (owner.c),
  * after the caller's right was checked.  Names of queues are parameters or
  * quoted literals there; tables are named by the queue's number.
  *
- * Whoever changes msgq.queue, msgq.segment or msgq.store locks msgq.queue in SHARE ROW
- * EXCLUSIVE mode first, to the end of his transaction: so two of them never
- * meet, a name that was found free stays free, and readers go on.  A change
- * sends an invalidation (queue.c).  drop_queue then waits, in DROP TABLE, for
- * all transactions that use the queue.
+ * Whoever changes msgq.queue, msgq.segment or msgq.store locks msgq.queue in
+ * SHARE ROW EXCLUSIVE mode first, to the end of his transaction: so two of them
+ * never meet, a name that was found free stays free, and readers go on.  A
+ * change sends an invalidation (queue.c).  drop_queue then waits, in DROP
+ * TABLE, for all transactions that use the queue.
  *
  * src/admin.c
  */
 #include "msgq.h"
 
-#include <math.h>
-
-#include "access/htup_details.h"
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
@@ -28,11 +26,8 @@
 #include "tcop/utility.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
-#include "utils/datum.h"
 #include "utils/guc.h"
 #include "utils/jsonb.h"
-#include "utils/lsyscache.h"
-#include "utils/numeric.h"
 #include "utils/timestamp.h"
 
 #include "argument.h"
@@ -41,6 +36,7 @@
 #include "queue.h"
 #include "ring.h"
 #include "segment.h"
+#include "settings.h"
 #include "stats.h"
 #include "store.h"
 #include "wakeup.h"
@@ -48,152 +44,6 @@
 /* A new queue's ring, and each of several. */
 #define INITIAL_SEGMENTS	3
 #define LEVEL_SEGMENTS		2
-
-/* A row of msgq.queue, or its part that is settings. */
-typedef struct QueueRow
-{
-	Datum		values[Natts_queue];
-	bool		nulls[Natts_queue];
-} QueueRow;
-
-#define FIRST_SETTING	Anum_queue_visibility_timeout
-#define LAST_SETTING	Anum_queue_archive_retention
-
-typedef struct Setting
-{
-	const char *name;
-	Oid			type;
-	bool		nullable;
-	bool		fixed;			/* cannot be changed */
-} Setting;
-
-/* By column of msgq.queue, which is in the order of create_queue's arguments. */
-static const Setting settings[Natts_queue + 1] = {
-	[Anum_queue_visibility_timeout] = {"visibility_timeout", INTERVALOID, false, false},
-	[Anum_queue_max_deliveries] = {"max_deliveries", INT4OID, false, false},
-	[Anum_queue_dead_letter_queue] = {"dead_letter_queue", TEXTOID, true, false},
-	[Anum_queue_retry_delay] = {"retry_delay", INTERVALOID, false, false},
-	[Anum_queue_retry_multiplier] = {"retry_multiplier", FLOAT8OID, false, false},
-	[Anum_queue_max_retry_delay] = {"max_retry_delay", INTERVALOID, false, false},
-	[Anum_queue_message_ttl] = {"message_ttl", INTERVALOID, true, false},
-	[Anum_queue_max_length] = {"max_length", INT8OID, true, false},
-	[Anum_queue_overflow] = {"overflow", TEXTOID, false, false},
-	[Anum_queue_max_message_bytes] = {"max_message_bytes", INT4OID, false, false},
-	[Anum_queue_max_in_flight] = {"max_in_flight", INT4OID, true, false},
-	[Anum_queue_priorities] = {"priorities", INT4OID, false, true},
-	[Anum_queue_ordered] = {"ordered", BOOLOID, false, true},
-	[Anum_queue_on_exhausted] = {"on_exhausted", TEXTOID, false, false},
-	[Anum_queue_dedup_window] = {"dedup_window", INTERVALOID, false, false},
-	[Anum_queue_archive_retention] = {"archive_retention", INTERVALOID, true, false},
-};
-
-/* ---------------------------------------------------------------------------
- * Checking settings
- * ---------------------------------------------------------------------------
- */
-
-static void
-bad_setting(AttrNumber column, const char *problem)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("argument \"%s\" %s", settings[column].name, problem)));
-}
-
-static int32
-int_setting(const QueueRow *row, AttrNumber column)
-{
-	return DatumGetInt32(row->values[column - 1]);
-}
-
-static bool
-text_setting_is(const QueueRow *row, AttrNumber column, const char *value)
-{
-	return strcmp(TextDatumGetCString(row->values[column - 1]), value) == 0;
-}
-
-/* All intervals are checked alike; those that are given. */
-static void
-check_times(const QueueRow *row)
-{
-	for (AttrNumber column = FIRST_SETTING; column <= LAST_SETTING; column++)
-	{
-		if (settings[column].type == INTERVALOID && !row->nulls[column - 1])
-			msgq_check_interval(DatumGetIntervalP(row->values[column - 1]),
-								settings[column].name);
-	}
-}
-
-static void
-check_ranges(const QueueRow *row)
-{
-	Interval	zero = {0};
-	int32		bytes = int_setting(row, Anum_queue_max_message_bytes);
-	int32		priorities = int_setting(row, Anum_queue_priorities);
-	float8		multiplier =
-	DatumGetFloat8(row->values[Anum_queue_retry_multiplier - 1]);
-
-	if (!DatumGetBool(DirectFunctionCall2(interval_gt,
-										  row->values[Anum_queue_visibility_timeout - 1],
-										  IntervalPGetDatum(&zero))))
-		bad_setting(Anum_queue_visibility_timeout, "must be greater than zero");
-	if (msgq_interval_span(DatumGetIntervalP(row->values[Anum_queue_dedup_window - 1])) <= 0)
-		bad_setting(Anum_queue_dedup_window, "must be greater than zero");
-	if (!row->nulls[Anum_queue_archive_retention - 1] &&
-		msgq_interval_span(DatumGetIntervalP(row->values[Anum_queue_archive_retention - 1])) <= 0)
-		bad_setting(Anum_queue_archive_retention, "must be greater than zero");
-	if (int_setting(row, Anum_queue_max_deliveries) < 0)
-		bad_setting(Anum_queue_max_deliveries, "must not be negative");
-	if (isnan(multiplier) || isinf(multiplier) || multiplier < 1)
-		bad_setting(Anum_queue_retry_multiplier,
-					"must be a finite number of at least 1");
-	if (bytes < 1 || bytes > MSGQ_MAX_MESSAGE_BYTES)
-		bad_setting(Anum_queue_max_message_bytes,
-					psprintf("must be from 1 to %d", MSGQ_MAX_MESSAGE_BYTES));
-	if (!row->nulls[Anum_queue_max_length - 1] &&
-		DatumGetInt64(row->values[Anum_queue_max_length - 1]) < 1)
-		bad_setting(Anum_queue_max_length, "must be greater than zero");
-	if (!row->nulls[Anum_queue_max_in_flight - 1] &&
-		int_setting(row, Anum_queue_max_in_flight) < 1)
-		bad_setting(Anum_queue_max_in_flight, "must be greater than zero");
-	if (priorities < 1 || priorities > MSGQ_MAX_PRIORITIES)
-		bad_setting(Anum_queue_priorities,
-					psprintf("must be from 1 to %d", MSGQ_MAX_PRIORITIES));
-	if (!text_setting_is(row, Anum_queue_overflow, "reject") &&
-		!text_setting_is(row, Anum_queue_overflow, "drop_oldest") &&
-		!text_setting_is(row, Anum_queue_overflow, "dead_letter"))
-		bad_setting(Anum_queue_overflow,
-					"must be \"reject\", \"drop_oldest\" or \"dead_letter\"");
-	if (!text_setting_is(row, Anum_queue_on_exhausted, "skip") &&
-		!text_setting_is(row, Anum_queue_on_exhausted, "block"))
-		bad_setting(Anum_queue_on_exhausted, "must be \"skip\" or \"block\"");
-}
-
-/* Settings that do not go together. */
-static void
-check_combinations(const QueueRow *row)
-{
-	if (int_setting(row, Anum_queue_priorities) > 1 &&
-		DatumGetBool(row->values[Anum_queue_ordered - 1]))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("an ordered queue cannot have priorities"),
-				 errdetail("The order of a group's messages and an order by priority contradict each other."),
-				 errhint("Use a queue for each priority, or leave out \"priorities\" or \"ordered\".")));
-}
-
-static void
-check_settings(const QueueRow *row)
-{
-	for (AttrNumber column = FIRST_SETTING; column <= LAST_SETTING; column++)
-	{
-		if (!settings[column].nullable)
-			msgq_check_not_null(row->nulls[column - 1], settings[column].name);
-	}
-	check_times(row);
-	check_ranges(row);
-	check_combinations(row);
-}
 
 /* ---------------------------------------------------------------------------
  * Common steps
@@ -266,7 +116,7 @@ comment_on_storage(int32 queue_id, const char *name)
 }
 
 /* ---------------------------------------------------------------------------
- * create_queue
+ * Making the storage
  * ---------------------------------------------------------------------------
  */
 
@@ -304,9 +154,9 @@ msgq_segment_create(int32 queue_id, int n, int level, bool ordered,
 
 /* Makes a new queue's rings, one for each level; returns how many tables. */
 static int
-create_rings(int32 queue_id, const QueueRow *row)
+create_rings(int32 queue_id, const MsgqQueueRow *row)
 {
-	int			levels = int_setting(row, Anum_queue_priorities);
+	int			levels = msgq_setting_int(row, Anum_queue_priorities);
 	bool		ordered = DatumGetBool(row->values[Anum_queue_ordered - 1]);
 	int			segments = levels == 1 ? INITIAL_SEGMENTS : LEVEL_SEGMENTS;
 
@@ -340,19 +190,6 @@ grant_all(int32 queue_id, Oid role)
 				 queue_id, quote_identifier(GetUserNameFromId(role, false)));
 }
 
-static void
-insert_row(QueueRow *row)
-{
-	Oid			types[Natts_queue] = {INT4OID, TEXTOID, TIMESTAMPTZOID};
-
-	for (AttrNumber column = FIRST_SETTING; column <= LAST_SETTING; column++)
-		types[column - 1] = settings[column].type;
-	msgq_spi_run_with("INSERT INTO msgq.queue VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, "
-					  "$10, $11, $12, $13, $14, $15, $16, $17, $18, $19)",
-					  SPI_OK_INSERT, LAST_SETTING, types, row->values,
-					  row->nulls, false);
-}
-
 /*
  * Within msgq_spi_begin and _end: the owner may use any tablespace, and the
  * caller may not choose it.
@@ -370,7 +207,7 @@ use_default_tablespace(void)
  * free.
  */
 static void
-create(const char *name, QueueRow *row)
+create(const char *name, MsgqQueueRow *row)
 {
 	Oid			creator = GetUserId();
 	int32		id;
@@ -387,7 +224,7 @@ create(const char *name, QueueRow *row)
 
 	msgq_spi_begin(&spi, msgq_storage_owner());
 	use_default_tablespace();
-	insert_row(row);
+	msgq_settings_insert(row);
 	msgq_spi_run("CREATE SEQUENCE msgq.q%d_id AS bigint CACHE 1", id);
 	msgq_handle_create(id, create_rings(id, row));
 	msgq_store_create(id, MSGQ_KEYS);
@@ -420,28 +257,14 @@ partner_name(const char *name)
 	return psprintf("%s%s", name, DEAD_LETTER_SUFFIX);
 }
 
-static void
-set_null(QueueRow *row, AttrNumber column)
-{
-	row->values[column - 1] = (Datum) 0;
-	row->nulls[column - 1] = true;
-}
-
-static void
-set_value(QueueRow *row, AttrNumber column, Datum value)
-{
-	row->values[column - 1] = value;
-	row->nulls[column - 1] = false;
-}
-
 /*
  * Makes the dead-letter queue that goes with a queue.  It keeps what comes,
  * until somebody takes it out.
  */
 static void
-create_partner(const char *name, const QueueRow *row)
+create_partner(const char *name, const MsgqQueueRow *row)
 {
-	QueueRow	partner = *row;
+	MsgqQueueRow partner = *row;
 
 	set_value(&partner, Anum_queue_max_deliveries, Int32GetDatum(0));
 	set_value(&partner, Anum_queue_dead_letter_queue, CStringGetTextDatum(""));
@@ -479,7 +302,7 @@ refuse_cycle(const char *name, const MsgqQueue *target)
  * caller may send.
  */
 static void
-resolve_dead_letter_queue(const char *name, QueueRow *row)
+resolve_dead_letter_queue(const char *name, MsgqQueueRow *row)
 {
 	int			i = Anum_queue_dead_letter_queue - 1;
 	bool		is_partner = row->nulls[i];
@@ -531,78 +354,9 @@ users_of(const char *dead_letter_queue)
 }
 
 /* ---------------------------------------------------------------------------
- * Comparing settings
+ * create_queue
  * ---------------------------------------------------------------------------
  */
-
-/* Reads the row of a queue, into the current memory context. */
-static void
-read_row(int32 queue_id, QueueRow *row)
-{
-	MemoryContext caller = CurrentMemoryContext;
-	MsgqSpi		spi;
-
-	msgq_spi_begin(&spi, msgq_storage_owner());
-	run_for_queue("SELECT * FROM msgq.queue WHERE id = $1", SPI_OK_SELECT,
-				  queue_id, NULL);
-	if (SPI_processed != 1)
-		elog(ERROR, "found no row of queue number %d", queue_id);
-	heap_deform_tuple(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
-					  row->values, row->nulls);
-	MemoryContextSwitchTo(caller);
-	for (int i = 0; i < Natts_queue; i++)
-	{
-		Form_pg_attribute column = TupleDescAttr(SPI_tuptable->tupdesc, i);
-
-		if (!row->nulls[i])
-			row->values[i] = datumCopy(row->values[i], column->attbyval,
-									   column->attlen);
-	}
-	msgq_spi_end(&spi);
-}
-
-static char *
-setting_as_text(const QueueRow *row, AttrNumber column)
-{
-	Oid			output;
-	bool		is_varlena;
-
-	if (row->nulls[column - 1])
-		return "NULL";
-	getTypeOutputInfo(settings[column].type, &output, &is_varlena);
-	return OidOutputFunctionCall(output, row->values[column - 1]);
-}
-
-/* Says which settings of an existing queue are not what the caller wants. */
-static void
-compare_settings(const char *name, const QueueRow *wanted,
-				 const QueueRow *present)
-{
-	StringInfoData differences;
-
-	initStringInfo(&differences);
-	for (AttrNumber column = FIRST_SETTING; column <= LAST_SETTING; column++)
-	{
-		char	   *is = setting_as_text(present, column);
-		char	   *should = setting_as_text(wanted, column);
-
-		if (present->nulls[column - 1] != wanted->nulls[column - 1] ||
-			strcmp(is, should) != 0)
-			appendStringInfo(&differences, "%s%s is %s and not %s",
-							 differences.len > 0 ? ", " : "",
-							 settings[column].name, is, should);
-	}
-	if (differences.len == 0)
-		ereport(NOTICE,
-				(errcode(ERRCODE_DUPLICATE_OBJECT),
-				 errmsg("queue \"%s\" already exists, skipping", name)));
-	else
-		ereport(WARNING,
-				(errcode(ERRCODE_DUPLICATE_OBJECT),
-				 errmsg("queue \"%s\" already exists with other settings", name),
-				 errdetail("%s.", differences.data),
-				 errhint("Use msgq.alter_queue() to change them.")));
-}
 
 /* create_queue(queue, settings..., if_not_exists) */
 PG_FUNCTION_INFO_V1(msgq_create_queue);
@@ -611,20 +365,20 @@ msgq_create_queue(PG_FUNCTION_ARGS)
 {
 	char	   *name = msgq_arg_text(fcinfo, 0, "queue");
 	bool		if_not_exists = msgq_arg_bool(fcinfo, 17, "if_not_exists");
-	QueueRow	row;
-	QueueRow	present;
+	MsgqQueueRow row;
+	MsgqQueueRow present;
 	MsgqQueue  *queue;
 
 	msgq_begin_change("msgq.create_queue()");
 	msgq_check_new_name(name);
-	for (AttrNumber column = FIRST_SETTING; column <= LAST_SETTING; column++)
+	for (AttrNumber column = MSGQ_FIRST_SETTING; column <= MSGQ_LAST_SETTING; column++)
 	{
-		int			n = column - FIRST_SETTING + 1;
+		int			n = column - MSGQ_FIRST_SETTING + 1;
 
 		row.nulls[column - 1] = PG_ARGISNULL(n);
 		row.values[column - 1] = PG_ARGISNULL(n) ? (Datum) 0 : PG_GETARG_DATUM(n);
 	}
-	check_settings(&row);
+	msgq_settings_check(&row);
 	if (msgq_schema_aclcheck(msgq_schema_oid(), GetUserId(), ACL_CREATE) != ACLCHECK_OK)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
@@ -645,11 +399,11 @@ msgq_create_queue(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
 				 errmsg("queue \"%s\" already exists", name)));
-	read_row(queue->id, &present);
+	msgq_settings_read(queue->id, &present);
 	if (row.nulls[Anum_queue_dead_letter_queue - 1])
 		set_value(&row, Anum_queue_dead_letter_queue,
 				  CStringGetTextDatum(partner_name(name)));
-	compare_settings(name, &row, &present);
+	msgq_settings_compare(name, &row, &present);
 	PG_RETURN_VOID();
 }
 
@@ -658,111 +412,9 @@ msgq_create_queue(PG_FUNCTION_ARGS)
  * ---------------------------------------------------------------------------
  */
 
-/* The column of this name; raises 22023 if there is no such setting. */
-static AttrNumber
-setting_column(const char *key)
-{
-	for (AttrNumber column = FIRST_SETTING; column <= LAST_SETTING; column++)
-	{
-		if (strcmp(settings[column].name, key) == 0)
-			return column;
-	}
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-			 errmsg("a queue has no setting \"%s\"", key)));
-	return InvalidAttrNumber;
-}
-
-/* The JSON value as text for the setting's input function (else 22023). */
-static char *
-value_as_text(AttrNumber column, const JsonbValue *value)
-{
-	Oid			type = settings[column].type;
-
-	if (value->type == jbvString && (type == TEXTOID || type == INTERVALOID))
-		return pnstrdup(value->val.string.val, value->val.string.len);
-	if (value->type == jbvNumeric && (type == INT4OID || type == INT8OID ||
-									  type == FLOAT8OID))
-		return DatumGetCString(DirectFunctionCall1(numeric_out,
-												   NumericGetDatum(value->val.numeric)));
-	if (value->type == jbvBool && type == BOOLOID)
-		return value->val.boolean ? "true" : "false";
-	bad_setting(column, type == BOOLOID ? "must be a JSON boolean" :
-				type == TEXTOID || type == INTERVALOID ?
-				"must be a JSON string" : "must be a JSON number");
-	return NULL;
-}
-
-/* Overrides one setting of the row. */
-static void
-set_setting(QueueRow *row, const char *key, const JsonbValue *value)
-{
-	AttrNumber	column = setting_column(key);
-	char	   *before = setting_as_text(row, column);
-	Oid			input;
-	Oid			io_param;
-
-	row->nulls[column - 1] = value->type == jbvNull;
-	if (value->type != jbvNull)
-	{
-		getTypeInputInfo(settings[column].type, &input, &io_param);
-		row->values[column - 1] =
-			OidInputFunctionCall(input, value_as_text(column, value),
-								 io_param, -1);
-	}
-	if (settings[column].fixed &&
-		strcmp(before, setting_as_text(row, column)) != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("setting \"%s\" of a queue cannot be changed", key)));
-}
-
-static void
-set_settings(QueueRow *row, Jsonb *changes)
-{
-	JsonbIterator *iterator;
-	JsonbIteratorToken token;
-	JsonbValue	value;
-	char	   *key = NULL;
-
-	if (!JB_ROOT_IS_OBJECT(changes))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("argument \"%s\" must be a JSON object", "settings")));
-	iterator = JsonbIteratorInit(&changes->root);
-	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
-	{
-		if (token == WJB_KEY)
-			key = pnstrdup(value.val.string.val, value.val.string.len);
-		else if (token == WJB_VALUE)
-			set_setting(row, key, &value);
-	}
-}
-
-static void
-update_row(QueueRow *row)
-{
-	StringInfoData sql;
-	Oid			types[Natts_queue] = {INT4OID, TEXTOID, TIMESTAMPTZOID};
-	MsgqSpi		spi;
-
-	initStringInfo(&sql);
-	appendStringInfoString(&sql, "UPDATE msgq.queue SET name = $2, created_at = $3");
-	for (AttrNumber column = FIRST_SETTING; column <= LAST_SETTING; column++)
-	{
-		types[column - 1] = settings[column].type;
-		appendStringInfo(&sql, ", %s = $%d", settings[column].name, column);
-	}
-	appendStringInfoString(&sql, " WHERE id = $1");
-	msgq_spi_begin(&spi, msgq_storage_owner());
-	msgq_spi_run_with(sql.data, SPI_OK_UPDATE, LAST_SETTING, types, row->values,
-					  row->nulls, false);
-	msgq_spi_end(&spi);
-}
-
 /* The tables of an archive are made when it is first wanted, and then stay. */
 static void
-add_archive(const MsgqQueue *queue, const QueueRow *row)
+add_archive(const MsgqQueue *queue, const MsgqQueueRow *row)
 {
 	MsgqSpi		spi;
 
@@ -784,19 +436,19 @@ msgq_alter_queue(PG_FUNCTION_ARGS)
 	char	   *name = msgq_arg_name(fcinfo, 0, "queue");
 	Jsonb	   *changes = DatumGetJsonbP(msgq_arg(fcinfo, 1, "settings"));
 	MsgqQueue  *queue;
-	QueueRow	row;
+	MsgqQueueRow row;
 	char	   *before;
 
 	msgq_begin_change("msgq.alter_queue()");
 	lock_queues();
 	queue = msgq_queue_get(name, MSGQ_RIGHT_ADMIN);
-	read_row(queue->id, &row);
-	before = setting_as_text(&row, Anum_queue_dead_letter_queue);
-	set_settings(&row, changes);
-	check_settings(&row);
-	if (strcmp(before, setting_as_text(&row, Anum_queue_dead_letter_queue)) != 0)
+	msgq_settings_read(queue->id, &row);
+	before = msgq_setting_as_text(&row, Anum_queue_dead_letter_queue);
+	msgq_settings_set(&row, changes);
+	msgq_settings_check(&row);
+	if (strcmp(before, msgq_setting_as_text(&row, Anum_queue_dead_letter_queue)) != 0)
 		resolve_dead_letter_queue(name, &row);
-	update_row(&row);
+	msgq_settings_update(&row);
 	add_archive(queue, &row);
 	msgq_queue_changed();
 	/* What was not to be had before may be now. */

@@ -2,14 +2,19 @@
  * msgq.c
  *		Where the library is loaded: settings and transaction callbacks.
  *
- * Reading order.  A message is sent (send.c) into a segment table of its
- * queue (queue.c, storage.c, segment.c); receive.c finds it with the help of
- * frontier.c and leases it (lease.c), and waits for it if need be (wakeup.c);
- * settle.c removes it or gives it back.  ring.c reclaims the segments,
- * maintain.c does that for all queues, worker.c in the background; health.c
- * says what is wrong, stats.c counts, poison.c notes the pops that failed.  inspect.c only looks, admin.c makes and
- * drops queues, argument.c and message.c translate between SQL and C, owner.c
- * is the one place that acts with the rights of the storage's owner.
+ * Reading order.  A message is sent (send.c; limits.c and dedup.c say whether)
+ * into a segment table of its queue (queue.c, storage.c, segment.c); receive.c
+ * finds it with the help of frontier.c, or of group.c in an ordered queue,
+ * leases it (lease.c), and waits for it if need be (wakeup.c); settle.c
+ * removes it or gives it back, or keeps a copy (archive.c).  What has failed
+ * too often goes elsewhere, and comes back (deadletter.c, history.c,
+ * redrive.c); poison.c notes failures of which no row tells.
+ *
+ * ring.c and store.c reclaim space, maintain.c does that for all queues,
+ * worker.c in the background; health.c says what is wrong, stats.c counts.
+ * inspect.c only looks; admin.c makes and drops queues, whose settings are in
+ * settings.c; argument.c and message.c translate between SQL and C; owner.c is
+ * the one place that acts with the rights of the storage's owner.
  *
  * msgq keeps no state outside the tables that could be missed: what backends
  * share (shared.c) and what the current transaction remembers only ever saves
