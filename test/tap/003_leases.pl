@@ -23,6 +23,8 @@ use Test::More;
 my $node = new_node(
 	'leases',
 	'restart_after_crash = on',
+	# What it prunes is logged, and not flushed.
+	'msgq.worker = off',
 	'wal_writer_delay = 10s',
 	'autovacuum = off',
 	'checkpoint_timeout = 1h',

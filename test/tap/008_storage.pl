@@ -18,6 +18,8 @@ use Test::More;
 
 my $node = new_node(
 	'storage',
+	# What it saves would be published, too.
+	'msgq.worker = off',
 	'wal_level = logical',
 	'max_wal_senders = 4',
 	'max_replication_slots = 4');

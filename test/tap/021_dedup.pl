@@ -145,7 +145,7 @@ $admin->safe(
 my $turning = load(
 	$node,
 	clients => 8,
-	seconds => 6,
+	seconds => 13,
 	scripts => {
 		$single => 1,
 		q{
@@ -155,7 +155,7 @@ my $turning = load(
 		} => 1
 	});
 my %did = (rotated => 0, emptied => 0, failed => 0);
-my $until = time() + 5;
+my $until = time() + 12;
 while (time() < $until)
 {
 	# To turn a table that is not old enough, it is made so.
