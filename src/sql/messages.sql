@@ -62,7 +62,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.send_batch(text, jsonb[], jsonb[], interval, timestamptz, int, text[], interval, text[]) IS
 'stores up to 10000 messages, all or none; needs the right send.
-bodies: one-dimensional, no NULLs; an empty array stores nothing. headers, idempotency_keys: NULL, or one element for each message, NULL for none. The rest as for msgq.send.
+bodies: one-dimensional, no NULLs; an empty array stores nothing. headers, group_keys, idempotency_keys: NULL, or one element for each message, NULL for none. Of messages with the same key in one call the first is stored. The rest as for msgq.send.
 Result: the ids in the order of the input.
 Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, MQ004 paused, MQ005 queue full, MQ006 idempotency key was used with another body, 25006 read-only or standby.';
 
@@ -82,7 +82,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.send_bytes_batch(text, bytea[], jsonb[], interval, timestamptz, int, text[], interval, text[]) IS
 'stores up to 10000 messages, all or none; needs the right send.
-datas: one-dimensional, no NULLs; an empty array stores nothing. headers, idempotency_keys: NULL, or one element for each message, NULL for none. The rest as for msgq.send.
+datas: one-dimensional, no NULLs; an empty array stores nothing. headers, group_keys, idempotency_keys: NULL, or one element for each message, NULL for none. Of messages with the same key in one call the first is stored. The rest as for msgq.send.
 Result: the ids in the order of the input.
 Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument, 54000 message too large, MQ004 paused, MQ005 queue full, MQ006 idempotency key was used with another body, 25006 read-only or standby.';
 
@@ -93,7 +93,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 100;
 
 COMMENT ON FUNCTION msgq.send_messages(text, jsonb) IS
 'stores up to 10000 messages, all or none, for drivers without arrays of jsonb; needs the right send.
-messages: a JSON array of objects with the arguments of msgq.send as keys (body is required; delay and deliver_at as text).
+messages: a JSON array of objects with the arguments of msgq.send as keys (body is required; delay, deliver_at and ttl as text).
 Result: a row for each message in the order of the input: ordinal from 1, id, duplicate: nothing was stored, since the idempotency key was used before, and the id is that of the first message with it.
 Errors: 42704 no such queue, 42501 no right send, 22004 NULL, 22023 bad argument (22007 for a time that is none), 54000 message too large, MQ004 paused, MQ005 queue full, MQ006 idempotency key was used with another body, 25006 read-only or standby.';
 
@@ -369,7 +369,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.why_empty(text) IS
 'says why a receive would return nothing; needs the right peek. Looks at every message, so it is for people, not for polling.
-Result: NULL if there is something to receive, else groups_leased (messages wait for others of their group), paused, in_flight_limit (there would be, but for max_in_flight), in_flight (leased, or held by an open transaction), delayed, expired (only such), or empty.
+Result: NULL if there is something to receive, else the first of these that is true: paused, in_flight_limit (there would be, but for max_in_flight), groups_leased (messages wait for others of their group), in_flight (leased, or held by an open transaction), delayed, expired (only such), or empty.
 Errors: 42704 no such queue, 42501 no right, 22004 NULL.';
 
 CREATE FUNCTION msgq.redrive(

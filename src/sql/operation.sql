@@ -9,7 +9,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.maintain() IS
 'does one round of what the background worker does, for all queues of the database; only for members of the role that owns the extension. Waits for a round of the worker, and for any other lock for a second at most: what is in use is left for the next time.
-Result: an object with numbers: turned (rings), added (segments), drained, reclaimed (segments that were found drained, that were emptied), moved (messages, to the active segment), refilled (drained segments in which a message was found), audited (segments), defects (messages that receivers had passed by), waiting (segments that a lock or a snapshot keeps), given_up (messages that had expired, or whose deliveries had all failed), rolled_back (messages of which it was written down that a pop was rolled back), failed (queues with an error, reported as a warning).
+Result: an object with numbers: turned (rings), added (segments), drained, reclaimed (segments that were found drained, that were emptied), moved (messages, to the active segment), refilled (drained segments in which a message was found), rotated, emptied (tables of idempotency keys or archived messages that were closed, that were emptied), audited (segments), defects (messages that receivers had passed by), waiting (segments that a lock or a snapshot keeps), given_up (messages that had expired, or whose deliveries had all failed), rolled_back (messages of which it was written down that a pop was rolled back), failed (queues with an error, reported as a warning).
 Errors: 42501 not the owner, 25001 in a transaction block or above READ COMMITTED, 25006 read-only or standby.';
 
 CREATE FUNCTION msgq.health(

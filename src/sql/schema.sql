@@ -32,12 +32,13 @@ CREATE TYPE msgq.message AS (
 );
 
 COMMENT ON TYPE msgq.message IS
-'a delivered or inspected message: either body or data is set; receipt is opaque and names one delivery; deliveries counts how often it was handed out, failures how often it came back by nack or by the end of a lease';
+'a delivered or inspected message: either body or data is set; receipt is opaque and names one delivery; deliveries counts how often it was handed out, failures how often it came back by nack, by expire_lease, by the end of a lease, or by the rollback of a pop; group_key is what an ordered queue goes by';
 
 /*
  * One row for each queue.  Columns after created_at are the settings, in the
- * order of msgq.create_queue's arguments, and what msgq.pause has paused; src/queue.h mirrors the attribute
- * numbers.  Columns are only ever added at the end.
+ * order of msgq.create_queue's arguments, and what msgq.pause has paused;
+ * src/queue.h mirrors the attribute numbers.  Columns are only ever added at
+ * the end.
  */
 CREATE SEQUENCE msgq.queue_id AS int CACHE 1;
 
@@ -90,8 +91,9 @@ COMMENT ON TABLE msgq.segment IS
 
 /*
  * The stores of a queue, which keep rows for a time: kind k holds idempotency
- * keys, kind a archived messages.  Number n of a store is the table msgq.q<queue_id>_<kind><n>.  One of
- * them takes new rows; src/store.c tells how they take turns.
+ * keys, kind a archived messages.  Number n of a store is the table
+ * msgq.q<queue_id>_<kind><n>.  One of them takes new rows; src/store.c tells
+ * how they take turns.
  */
 CREATE TABLE msgq.store (
 	queue_id int NOT NULL,
