@@ -233,6 +233,13 @@ SELECT count(*) FROM msgq.peek('block.dead');
 SELECT msgq.maintain() IS NOT NULL AS done;
 SELECT count(*) FROM msgq.peek('block.dead');
 SELECT msgq.alter_queue('block', '{"on_exhausted": "skip"}');
+-- who waits hears of a group whose first message is to be given up
+SELECT msgq.create_queue('spent', ordered => true, max_deliveries => 1, dead_letter_queue => '');
+SELECT msgq.send_batch('spent', '{1,2}', group_keys => '{a,a}');
+SELECT id FROM msgq.receive('spent', 1, '0');
+CALL msgq.wait('{spent}', '0');
+SELECT id FROM msgq.receive('spent');
+CALL msgq.wait('{spent}', '0');
 -- what is rejected takes back what follows it
 SELECT msgq.create_queue('reject', ordered => true);
 SELECT msgq.send_batch('reject', '{1,2}', group_keys => '{a,a}');
@@ -269,5 +276,5 @@ SELECT pg_sleep(0.01) \gset
 SELECT id FROM msgq.receive('ttl', 2);
 
 SELECT msgq.maintain()->>'defects' AS defects;
-SELECT name, msgq.drop_queue(name) FROM unnest('{plain,o,skip,skip.dead,block,reject,full,ttl}'::text[]) AS name;
+SELECT name, msgq.drop_queue(name) FROM unnest('{plain,o,skip,skip.dead,block,spent,reject,full,ttl}'::text[]) AS name;
 DROP TABLE held;

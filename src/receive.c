@@ -38,7 +38,8 @@
  *
  * In an ordered queue a message that a walk meets stands for its group: if the
  * group is free, the first of its messages are taken, whichever was met
- * (group.c).
+ * (group.c).  If the first one is to be given up, that is something to receive
+ * for those who wait: only a receive does it, and those behind it come then.
  *
  * Waiting.  receive(..., wait) and the procedure wait look, sleep, and look
  * again; wakeup.c tells who wakes them.  While they sleep no table is open or
@@ -235,6 +236,14 @@ drop(Receiver *receiver, MsgqWalk *walk)
 	return outcome;
 }
 
+/* There is something for a receive to do: enough for who only looks. */
+static MsgqOutcome
+found_one(Receiver *receiver)
+{
+	receiver->wanted = 0;
+	return MSGQ_HELD;
+}
+
 /* What becomes of the free message on which the walk stands? */
 static MsgqOutcome
 take(Receiver *receiver, MsgqWalk *walk)
@@ -244,6 +253,9 @@ take(Receiver *receiver, MsgqWalk *walk)
 
 	if (receiver->drop)
 		return drop(receiver, walk);
+	/* Others of its group may wait behind a message that is to be given up. */
+	if (receiver->only_look && msgq_row_has_group(receiver->storage, row))
+		return found_one(receiver);
 	rolled_back = msgq_poison_failures(receiver->storage->slot,
 									   msgq_row_id(row));
 	if (msgq_is_expired(row, receiver->now))
@@ -252,10 +264,7 @@ take(Receiver *receiver, MsgqWalk *walk)
 						  msgq_expired_leases(row) + rolled_back))
 		return give_up_exhausted(receiver, walk, rolled_back);
 	if (receiver->only_look)
-	{
-		receiver->wanted = 0;
-		return MSGQ_HELD;
-	}
+		return found_one(receiver);
 	return claim(receiver, walk, rolled_back);
 }
 
