@@ -39,6 +39,7 @@ SELECT msgq.create_queue('admin', if_not_exists => true);
 SELECT msgq.create_queue('admin', visibility_timeout => '30000 ms', if_not_exists => true);
 SELECT msgq.create_queue('admin', visibility_timeout => '1 min', retry_delay => '1 s',
 	if_not_exists => true);
+SELECT msgq.create_queue('admin', dead_letter_queue => '', message_ttl => '1 h', if_not_exists => true);
 SELECT settings->>'visibility_timeout' AS visibility_timeout,
 	settings->>'retry_delay' AS retry_delay
 FROM msgq.queues WHERE name = 'admin';

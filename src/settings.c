@@ -248,6 +248,17 @@ msgq_setting_as_text(const MsgqQueueRow *row, AttrNumber column)
 	return OidOutputFunctionCall(output, row->values[column - 1]);
 }
 
+/* The same for a message: text in quotes, so that an empty one can be seen. */
+static char *
+quoted_setting(const MsgqQueueRow *row, AttrNumber column)
+{
+	char	   *text = msgq_setting_as_text(row, column);
+
+	if (row->nulls[column - 1] || settings[column].type != TEXTOID)
+		return text;
+	return psprintf("\"%s\"", text);
+}
+
 /* Says which settings of an existing queue are not what the caller wants. */
 void
 msgq_settings_compare(const char *name, const MsgqQueueRow *wanted,
@@ -258,8 +269,8 @@ msgq_settings_compare(const char *name, const MsgqQueueRow *wanted,
 	initStringInfo(&differences);
 	for (AttrNumber column = MSGQ_FIRST_SETTING; column <= MSGQ_LAST_SETTING; column++)
 	{
-		char	   *is = msgq_setting_as_text(present, column);
-		char	   *should = msgq_setting_as_text(wanted, column);
+		char	   *is = quoted_setting(present, column);
+		char	   *should = quoted_setting(wanted, column);
 
 		if (present->nulls[column - 1] != wanted->nulls[column - 1] ||
 			strcmp(is, should) != 0)
