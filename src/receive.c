@@ -36,7 +36,9 @@
  * have left a message there; so a receiver that finds nothing else looks there
  * too, now and then.
  *
- * In an ordered queue a message that a walk meets stands for its group: if the
+ * In an ordered queue it is not the order of walks that counts, but the time
+ * from which on a message could be had (take_from_level).  A message that a
+ * walk meets stands for its group: if the
  * group is free, the first of its messages are taken, whichever was met
  * (group.c).  If the first one is to be given up, that is something to receive
  * for those who wait: only a receive does it, and those behind it come then.
@@ -268,14 +270,10 @@ take(Receiver *receiver, MsgqWalk *walk)
 	return claim(receiver, walk, rolled_back);
 }
 
-/*
- * Tries to take the first messages of the group to which the free message
- * belongs on which the walk stands.
- */
+/* One look at the group, and what can be had of it. */
 static MsgqOutcome
-take_group(Receiver *receiver, MsgqWalk *walk)
+take_members(Receiver *receiver, MsgqWalk *walk, Datum key)
 {
-	Datum		key = msgq_row_group(walk->segment->row);
 	MsgqOutcome outcome = MSGQ_DONE;
 	MsgqGroup	group;
 	MsgqGroupState state = msgq_group_open(&group, receiver->storage, key,
@@ -307,6 +305,27 @@ take_group(Receiver *receiver, MsgqWalk *walk)
 			outcome = MSGQ_HELD;
 	}
 	msgq_group_close(&group);
+	return outcome;
+}
+
+/*
+ * Tries to take the first messages of the group to which the free message
+ * belongs on which the walk stands.  Where some were given up it is the turn
+ * of those behind them.
+ */
+static MsgqOutcome
+take_group(Receiver *receiver, MsgqWalk *walk)
+{
+	Datum		key = msgq_row_group(walk->segment->row);
+	MsgqOutcome outcome;
+	int			before;
+
+	do
+	{
+		before = receiver->exhausted + receiver->expired;
+		outcome = take_members(receiver, walk, key);
+	} while (outcome == MSGQ_DONE && receiver->wanted > 0 &&
+			 receiver->exhausted + receiver->expired > before);
 	return outcome;
 }
 
@@ -384,10 +403,11 @@ visit_exceptions(Receiver *receiver, MsgqSegment *segment,
 	}
 }
 
+/* What was due before this time, which is now or earlier. */
 static void
-take_due(Receiver *receiver, MsgqSegment *segment)
+take_due(Receiver *receiver, MsgqSegment *segment, TimestampTz before)
 {
-	int64		end = receiver->now - 1;
+	int64		end = before - 1;
 	int64		entries;
 	MsgqView	view;
 	MsgqVisit	visit;
@@ -401,7 +421,7 @@ take_due(Receiver *receiver, MsgqSegment *segment)
 	msgq_frontier_advance(segment->due, &view, &visit,
 						  msgq_frontier_due_limit(receiver->now));
 	msgq_frontier_end_due(segment->due, receiver->now, entries,
-						  visit.reached > end);
+						  before == receiver->now && visit.reached > end);
 }
 
 static void
@@ -450,22 +470,71 @@ report(Receiver *receiver)
 		msgq_wake_for_due_time(slot, receiver->lease_end, receiver->now);
 }
 
-/* First what is due, then what is ready. */
 static void
-take_from_level(Receiver *receiver, int level)
+take_due_from_level(Receiver *receiver, int level, TimestampTz before)
 {
 	MsgqStorage *storage = receiver->storage;
 
 	for (int i = 0; i < storage->nsegments && receiver->wanted > 0; i++)
 	{
 		if (storage->segments[i]->level == level)
-			take_due(receiver, storage->segments[i]);
+			take_due(receiver, storage->segments[i], before);
 	}
+}
+
+/*
+ * When the first message that is ready in an ordered queue was sent; now if
+ * none is.
+ */
+static TimestampTz
+first_ready_time(const Receiver *receiver)
+{
+	TimestampTz first = receiver->now;
+
+	for (int i = 0; i < receiver->storage->nsegments; i++)
+	{
+		MsgqSegment *segment = receiver->storage->segments[i];
+		MsgqView	view;
+		MsgqWalk   *walk;
+		bool		found;
+
+		msgq_frontier_view(segment->ready, &view);
+		walk = msgq_walk_begin(segment, MSGQ_READY, view.position, PG_INT64_MAX);
+		while ((found = msgq_walk_next(walk)) &&
+			   TransactionIdIsValid(walk->open_xid))
+			;
+		if (found)
+			first = Min(first, msgq_row_time(segment->row,
+											 Anum_segment_enqueued_at));
+		msgq_walk_end(walk);
+	}
+	return first;
+}
+
+/*
+ * First what is due, then what is ready.
+ *
+ * In an ordered queue a message becomes due when it is its turn in its group
+ * (group.c).  If all that is due came first, groups that go on would keep
+ * others from beginning.  So there it is the time from which on a message
+ * could be had that counts.
+ */
+static void
+take_from_level(Receiver *receiver, int level)
+{
+	MsgqStorage *storage = receiver->storage;
+	TimestampTz before = receiver->now;
+
+	if (storage->queue->ordered)
+		before = first_ready_time(receiver);
+	take_due_from_level(receiver, level, before);
 	for (int i = 0; i < storage->nsegments && receiver->wanted > 0; i++)
 	{
 		if (storage->segments[i]->level == level)
 			take_ready(receiver, storage->segments[i]);
 	}
+	if (before < receiver->now)
+		take_due_from_level(receiver, level, receiver->now);
 }
 
 /* Looks through the open queue. */

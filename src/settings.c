@@ -256,6 +256,7 @@ quoted_setting(const MsgqQueueRow *row, AttrNumber column)
 
 	if (row->nulls[column - 1] || settings[column].type != TEXTOID)
 		return text;
+
 	return psprintf("\"%s\"", text);
 }
 
