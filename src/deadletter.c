@@ -186,19 +186,13 @@ msgq_store_copy(MsgqStorage *target, TupleTableSlot *row, const MsgqCopy *how,
 static const char *
 dead_letter_name(const MsgqStorage *storage)
 {
-	int			n;
-	MsgqQueue **queues;
+	MsgqQueue  *queue;
 
 	AcceptInvalidationMessages();
 	if (storage->generation == msgq_queue_generation())
 		return NameStr(storage->queue->dead_letter_queue);
-	queues = msgq_queue_list(MSGQ_RIGHT_NONE, &n);
-	for (int i = 0; i < n; i++)
-	{
-		if (queues[i]->id == storage->queue->id)
-			return NameStr(queues[i]->dead_letter_queue);
-	}
-	return "";
+	queue = msgq_queue_find_by_id(storage->queue->id);
+	return queue ? NameStr(queue->dead_letter_queue) : "";
 }
 
 /* The open dead-letter queue of an open queue; NULL if it has none. */

@@ -714,8 +714,7 @@ msgq_group_settle(MsgqStorage *storage)
 	AcceptInvalidationMessages();
 	if (storage->which != MSGQ_ALL ||
 		storage->generation != msgq_queue_generation())
-		whole = msgq_storage_open(NULL, NameStr(storage->queue->name),
-								  storage->right, MSGQ_ALL);
+		whole = msgq_storage_open_again(storage, NULL, MSGQ_ALL);
 	qsort(ended->groups, ended->n, sizeof(EndedGroup), compare_ended);
 	for (int i = 0; i < ended->n; i++)
 	{

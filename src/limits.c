@@ -183,9 +183,8 @@ drop_from_level(MsgqStorage *storage, int level, int64 wanted, TimestampTz now)
 static void
 drop_oldest(const MsgqStorage *sender, int64 wanted, TimestampTz now)
 {
-	MsgqStorage *storage = msgq_storage_open(sender->command,
-											 NameStr(sender->queue->name),
-											 MSGQ_RIGHT_SEND, MSGQ_IN_USE);
+	MsgqStorage *storage = msgq_storage_open_again(sender, sender->command,
+												   MSGQ_IN_USE);
 
 	for (int level = 0; level < storage->queue->priorities && wanted > 0; level++)
 		wanted -= drop_from_level(storage, level, wanted, now);

@@ -733,6 +733,21 @@ msgq_queue_list(AclMode right, int *n)
 	return list;
 }
 
+/* The queue of this number, whatever its name is now; NULL if it has gone. */
+MsgqQueue  *
+msgq_queue_find_by_id(int32 id)
+{
+	int			n;
+	MsgqQueue **queues = msgq_queue_list(MSGQ_RIGHT_NONE, &n);
+
+	for (int i = 0; i < n; i++)
+	{
+		if (queues[i]->id == id)
+			return queues[i];
+	}
+	return NULL;
+}
+
 /* ---------------------------------------------------------------------------
  * Retries
  * ---------------------------------------------------------------------------

@@ -123,6 +123,9 @@ extern MsgqStorage *msgq_storage_open(const char *command, const char *name,
 extern MsgqStorage *msgq_storage_open_levels(const char *command,
 											 const char *name, AclMode right,
 											 int lowest, int highest);
+extern MsgqStorage *msgq_storage_open_again(const MsgqStorage *storage,
+											const char *command,
+											MsgqWhich which);
 extern MsgqSegment *msgq_storage_active(const MsgqStorage *storage, int level);
 extern MsgqStorage *msgq_storage_try_open(const char *command,
 										  const char *name, AclMode right,

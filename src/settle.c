@@ -395,14 +395,13 @@ settle(const Settlement *settlement, MsgqStorage **storage)
 
 	while (result == MISSING && msgq_storage_is_partial(*storage))
 	{
-		char	   *name = pstrdup(NameStr((*storage)->queue->name));
-		AclMode		right = (*storage)->right;
-		struct MsgqEnded *ended = (*storage)->ended;
+		MsgqStorage *partial = *storage;
 
-		(*storage)->ended = NULL;
-		msgq_storage_close(*storage);
-		*storage = msgq_storage_open(settlement->command, name, right, MSGQ_ALL);
-		(*storage)->ended = ended;
+		*storage = msgq_storage_open_again(partial, settlement->command,
+										   MSGQ_ALL);
+		(*storage)->ended = partial->ended;
+		partial->ended = NULL;
+		msgq_storage_close(partial);
 		result = settle_in_open(settlement, *storage);
 	}
 	if (result == SETTLED)

@@ -442,6 +442,38 @@ msgq_storage_open_levels(const char *command, const char *name, AclMode right,
 	return open_storage(storage, command, name, false);
 }
 
+/*
+ * Opens a queue that is open once more: the same one, whatever its name is by
+ * now.  Whoever renames it does not wait for those who have opened it, and
+ * its old name may be another one's.
+ */
+MsgqStorage *
+msgq_storage_open_again(const MsgqStorage *storage, const char *command,
+						MsgqWhich which)
+{
+	const MsgqQueue *queue = storage->queue;
+
+	AcceptInvalidationMessages();
+	if (storage->generation != msgq_queue_generation())
+		queue = msgq_queue_find_by_id(storage->queue->id);
+	while (queue)
+	{
+		MsgqStorage *again = msgq_storage_try_open(command,
+												   NameStr(queue->name),
+												   storage->right, which);
+
+		if (again && again->queue->id == storage->queue->id)
+			return again;
+		if (again)
+			msgq_storage_let_go(again);
+		CHECK_FOR_INTERRUPTS();
+		queue = msgq_queue_find_by_id(storage->queue->id);
+	}
+	elog(ERROR, "queue with number %d has gone while it was open",
+		 storage->queue->id);
+	return NULL;
+}
+
 /* The open segment that takes new messages of this level. */
 MsgqSegment *
 msgq_storage_active(const MsgqStorage *storage, int level)
