@@ -85,6 +85,7 @@ msgq_archive_open(const char *command, MsgqStorage **storage)
 
 	msgq_archive_check((*storage)->queue);
 	archive->store = msgq_store_open(command, storage, MSGQ_ARCHIVE);
+	msgq_archive_check((*storage)->queue);
 	archive->table = archive->store->tables[0];
 	archive->row = table_slot_create(archive->table, NULL);
 	return archive;

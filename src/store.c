@@ -192,7 +192,9 @@ lock_tables(const MsgqStorage *storage, MsgqStore *store)
 {
 	const MsgqQueue *queue = storage->queue;
 	const MsgqStoreTable *tables = queue->stores[store->kind];
-	TimestampTz oldest = msgq_now() - msgq_store_window(queue, store->kind);
+	bool		reads_kept = shapes[store->kind].reads_kept;
+	TimestampTz oldest = !reads_kept ? 0 :
+	msgq_now() - msgq_store_window(queue, store->kind);
 
 	if (queue->nstored[store->kind] == 0 || tables[0].closed_at != 0)
 		refuse_incomplete(queue, store->kind);
@@ -201,8 +203,7 @@ lock_tables(const MsgqStorage *storage, MsgqStore *store)
 	{
 		Relation	table;
 
-		if (i > 0 && (!shapes[store->kind].reads_kept ||
-					  tables[i].closed_at <= oldest))
+		if (i > 0 && (!reads_kept || tables[i].closed_at <= oldest))
 			break;
 		if (!OidIsValid(tables[i].table))
 			refuse_incomplete(queue, store->kind);
