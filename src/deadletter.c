@@ -223,7 +223,6 @@ msgq_dead_letter(MsgqStorage *storage, TupleTableSlot *row, MsgqReason reason,
 	MsgqStorage *target = dead_letters_of(storage);
 	MsgqCopy	how = {.set_headers = true};
 
-	storage->is_changed = true;
 	if (target == NULL)
 	{
 		msgq_count(storage->slot, reason == MSGQ_REASON_EXPIRED ?

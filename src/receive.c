@@ -42,6 +42,8 @@
  * group is free, the first of its messages are taken, whichever was met
  * (group.c).  If the first one is to be given up, that is something to receive
  * for those who wait: only a receive does it, and those behind it come then.
+ * Old leases of the group are ended first, and then somebody else may be faster;
+ * so here, too, a receive that has changed something does not wait.
  *
  * Waiting.  receive(..., wait) and the procedure wait look, sleep, and look
  * again; wakeup.c tells who wakes them.  While they sleep no table is open or
@@ -664,13 +666,13 @@ look(Receiver *receiver)
 	open_storage(receiver, MSGQ_IN_USE);
 	take_messages(receiver);
 	while (receiver->storage->is_stale && receiver->wanted == wanted &&
-		   !has_given_up(receiver))
+		   !receiver->storage->is_changed)
 	{
 		msgq_storage_let_go(receiver->storage);
 		open_storage(receiver, MSGQ_IN_USE);
 		take_messages(receiver);
 	}
-	if (receiver->wanted < wanted || has_given_up(receiver) ||
+	if (receiver->wanted < wanted || receiver->storage->is_changed ||
 		!wants_drained(receiver->storage->queue))
 		return;
 	msgq_storage_let_go(receiver->storage);
@@ -735,7 +737,7 @@ look_until(Receiver *receiver, TimestampTz deadline)
 		MemoryContextSwitchTo(caller);
 		slot = receiver->storage->slot;
 		msgq_wait_looked(slot);
-		if (receiver->wanted < wanted || has_given_up(receiver) ||
+		if (receiver->wanted < wanted || receiver->storage->is_changed ||
 			receiver->now >= deadline)
 			break;
 

@@ -317,6 +317,7 @@ change_row(MsgqSegment *segment, const MsgqChange *change, bool wait)
 								&failure, &lock_mode, &indexes);
 	if (result != TM_Ok)
 		return outcome_of(result);
+	segment->storage->is_changed = true;
 	if (MSGQ_SOME_INDEX(indexes))
 		insert_index_entries(segment, segment->new_row, true, indexes);
 	if (change->set_visible_at)
@@ -338,7 +339,10 @@ remove_row(MsgqSegment *segment, bool wait)
 											InvalidSnapshot, InvalidSnapshot,
 											wait, &failure, false));
 	if (outcome == MSGQ_DONE)
+	{
+		segment->storage->is_changed = true;
 		msgq_group_note_end(segment->storage, segment->row);
+	}
 	return outcome;
 }
 

@@ -61,7 +61,7 @@ typedef struct MsgqStorage
 	MsgqAppend	append;			/* while appending */
 	int			nsegments;
 	MsgqSegment **segments;
-	bool		is_changed;		/* something was removed */
+	bool		is_changed;		/* a row was changed or removed */
 	struct MsgqStorage *dead_letters;	/* the dead-letter queue, once
 										 * something has gone there */
 	bool		is_stale;		/* the queue has changed since: look again */
