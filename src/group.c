@@ -619,6 +619,9 @@ try_take_back(MsgqStorage *storage, const EndedGroup *ended)
 		change.visible_at = Max(ended->visible_at, msgq_now());
 		done &= msgq_segment_change(msgq_group_fetch(&group, i), &change,
 									false) != MSGQ_GONE;
+		/* That leaves flight, too. */
+		if (storage->queue->max_in_flight > 0)
+			msgq_wake_at_commit(storage->slot, 1);
 	}
 	msgq_group_close(&group);
 	return done;
@@ -630,11 +633,8 @@ make_due(MsgqGroup *group, int i)
 {
 	MsgqChange	change = {.set_visible_at = true,.visible_at = msgq_now()};
 
-	if (msgq_segment_change(msgq_group_fetch(group, i), &change,
-							false) != MSGQ_DONE)
-		return false;
-	msgq_wake_at_commit(group->storage->slot, 1);
-	return true;
+	return msgq_segment_change(msgq_group_fetch(group, i), &change,
+							   false) == MSGQ_DONE;
 }
 
 /*
@@ -684,6 +684,9 @@ try_put_forward(MsgqStorage *storage, Datum key)
 		(void) msgq_segment_wait(segment);
 		done = false;
 	}
+	/* Also for what is sent from now on: while we are open, it has to wait. */
+	if (done && !group.is_in_flight)
+		msgq_wake_at_commit(storage->slot, 1);
 	msgq_group_close(&group);
 	return done;
 }

@@ -362,6 +362,7 @@ report_settled(const Settlement *settlement, const MsgqStorage *storage)
 			break;
 		case CANCEL:
 			msgq_count(slot, MSGQ_CANCELLED, 1);
+			msgq_wake_at_abort(slot, 1);
 			break;
 		case NACK:
 		case EXPIRE_LEASE:

@@ -24,8 +24,9 @@
  * and a waiter whose bit is cleared does not go to sleep.
  *
  * Wake-ups come after a commit of: send (of delayed messages too, so that the
- * waiter reckons with the new due time), nack, release, expire_lease; and
- * after a rollback of a receive, which gives its messages back.  Undoing a
+ * waiter reckons with the new due time), nack, release, expire_lease, and in
+ * an ordered queue whatever leaves nothing of a group in flight; and after a
+ * rollback of a receive or a cancel, which gives its messages back.  Undoing a
  * savepoint wakes at the end of the transaction.  A waiter wakes by itself
  * when the next message falls due (receive.c).
  *
