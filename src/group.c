@@ -48,7 +48,11 @@
  *	- The head is not due yet: passed by as well.  The head is met when its
  *	  time has come.
  *	- It depends on an open transaction: an exception of the frontier, under
- *	  that xid, as for a row that it holds.
+ *	  that xid, as for a row that it holds.  Where he has leased a message and
+ *	  not settled it, there is nothing to be had if he commits; where he has
+ *	  settled it since, there is, and he may not have seen m.
+ *	- m is our own, not committed: an exception under our xid.  Nobody else
+ *	  sees m, so nobody else puts it forward.
  *	- It depends on what our own transaction has done: passed by, and m's key
  *	  becomes a range of our own, to be visited if that is undone.
  *	- The lock was taken, or the rows changed: the frontier stops there.
@@ -202,14 +206,22 @@ is_due(TupleTableSlot *row, TimestampTz now)
 		msgq_row_time(row, Anum_segment_visible_at) < now;
 }
 
-static bool
-is_written_by_us(TupleTableSlot *row)
+/* The (sub)transaction of ours that has written the row; else invalid. */
+TransactionId
+msgq_row_own_xid(TupleTableSlot *row)
 {
 	bool		is_null;
 	Datum		xmin = slot_getsysattr(row, MinTransactionIdAttributeNumber,
 									   &is_null);
+	TransactionId xid = DatumGetTransactionId(xmin);
 
-	return TransactionIdIsCurrentTransactionId(DatumGetTransactionId(xmin));
+	return TransactionIdIsCurrentTransactionId(xid) ? xid : InvalidTransactionId;
+}
+
+static bool
+is_written_by_us(TupleTableSlot *row)
+{
+	return TransactionIdIsValid(msgq_row_own_xid(row));
 }
 
 static MsgqMember *
@@ -344,6 +356,20 @@ depends_on(MsgqGroup *group, TransactionId xid, bool is_claim)
 	return MSGQ_GROUP_OPEN;
 }
 
+/*
+ * Has whoever wrote this version, and is open still, changed or removed it
+ * again?  A dirty snapshot shows the version and does not say.
+ */
+static bool
+is_changed_again(TupleTableSlot *row)
+{
+	bool		is_null;
+	Datum		xmax = slot_getsysattr(row, MaxTransactionIdAttributeNumber,
+									   &is_null);
+
+	return TransactionIdIsValid(DatumGetTransactionId(xmax));
+}
+
 /* What the version of a leased message, committed or not, says of its group. */
 static MsgqGroupState
 state_by_leased(MsgqGroup *group, const MsgqGroupScan *scan)
@@ -352,7 +378,8 @@ state_by_leased(MsgqGroup *group, const MsgqGroupScan *scan)
 	bool		in_flight = !is_due(row, group->now);
 
 	if (TransactionIdIsValid(scan->inserter))
-		return depends_on(group, scan->inserter, in_flight);
+		return depends_on(group, scan->inserter,
+						  in_flight && !is_changed_again(row));
 	if (TransactionIdIsValid(scan->holder))
 		return depends_on(group, scan->holder, false);
 	if (!in_flight)

@@ -57,6 +57,7 @@ typedef struct MsgqGroup
 
 extern bool msgq_row_has_group(const MsgqStorage *storage, TupleTableSlot *row);
 extern Datum msgq_row_group(TupleTableSlot *row);
+extern TransactionId msgq_row_own_xid(TupleTableSlot *row);
 
 extern MsgqGroupState msgq_group_open(MsgqGroup *group, MsgqStorage *storage,
 									  Datum key, TimestampTz now, int wanted,

@@ -272,15 +272,44 @@ take(Receiver *receiver, MsgqWalk *walk)
 	return claim(receiver, walk, rolled_back);
 }
 
-/* One look at the group, and what can be had of it. */
+/*
+ * Takes the first messages of a free group; the message on which the walk
+ * stands is one of it.
+ */
 static MsgqOutcome
-take_members(Receiver *receiver, MsgqWalk *walk, Datum key)
+take_members(Receiver *receiver, MsgqWalk *walk, MsgqGroup *group)
 {
 	MsgqOutcome outcome = MSGQ_DONE;
+
+	for (int i = 0; i < group->nfree && receiver->wanted > 0 &&
+		 outcome == MSGQ_DONE; i++)
+	{
+		MsgqWalk	member = {.segment = msgq_group_fetch(group, i)};
+
+		outcome = take(receiver, &member);
+		walk->open_xid = member.open_xid;
+		walk->is_claim = member.is_claim;
+		if (outcome != MSGQ_DONE && i > 0)
+			outcome = MSGQ_GONE;
+		else if (outcome == MSGQ_GONE)
+			outcome = MSGQ_HELD;
+	}
+	return outcome;
+}
+
+/*
+ * The same for the group with this key, if it is free.  own_xid has written
+ * the message on which the walk stands, if it is ours and not committed.
+ */
+static MsgqOutcome
+take_if_free(Receiver *receiver, MsgqWalk *walk, Datum key,
+			 TransactionId own_xid)
+{
 	MsgqGroup	group;
 	MsgqGroupState state = msgq_group_open(&group, receiver->storage, key,
 										   receiver->now, receiver->wanted,
 										   receiver->only_look);
+	MsgqOutcome outcome;
 
 	walk->open_xid = group.open_xid;
 	walk->is_claim = group.is_claim;
@@ -291,21 +320,13 @@ take_members(Receiver *receiver, MsgqWalk *walk, Datum key)
 	if (!receiver->only_look && (state == MSGQ_GROUP_FREE || group.is_ours))
 		msgq_segment_own(walk->segment, walk->order, walk->key);
 	if (state != MSGQ_GROUP_FREE)
-		return MSGQ_GONE;
-
-	for (int i = 0; i < group.nfree && receiver->wanted > 0 &&
-		 outcome == MSGQ_DONE; i++)
 	{
-		MsgqWalk	member = {.segment = msgq_group_fetch(&group, i)};
-
-		outcome = take(receiver, &member);
-		walk->open_xid = member.open_xid;
-		walk->is_claim = member.is_claim;
-		if (outcome != MSGQ_DONE && i > 0)
-			outcome = MSGQ_GONE;
-		else if (outcome == MSGQ_GONE)
-			outcome = MSGQ_HELD;
+		walk->open_xid = own_xid;
+		walk->is_claim = false;
+		return TransactionIdIsValid(own_xid) ? MSGQ_OPEN : MSGQ_GONE;
 	}
+
+	outcome = take_members(receiver, walk, &group);
 	msgq_group_close(&group);
 	return outcome;
 }
@@ -318,16 +339,19 @@ take_members(Receiver *receiver, MsgqWalk *walk, Datum key)
 static MsgqOutcome
 take_group(Receiver *receiver, MsgqWalk *walk)
 {
-	Datum		key = msgq_row_group(walk->segment->row);
+	TupleTableSlot *row = walk->segment->row;
+	TransactionId own_xid = msgq_row_own_xid(row);
+	Datum		key = msgq_row_group(row);
 	MsgqOutcome outcome;
 	int			before;
 
 	do
 	{
 		before = receiver->exhausted + receiver->expired;
-		outcome = take_members(receiver, walk, key);
+		outcome = take_if_free(receiver, walk, key, own_xid);
 	} while (outcome == MSGQ_DONE && receiver->wanted > 0 &&
 			 receiver->exhausted + receiver->expired > before);
+	pfree(DatumGetPointer(key));
 	return outcome;
 }
 
