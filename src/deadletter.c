@@ -195,9 +195,12 @@ dead_letter_name(const MsgqStorage *storage)
 	return queue ? NameStr(queue->dead_letter_queue) : "";
 }
 
-/* The open dead-letter queue of an open queue; NULL if it has none. */
-static MsgqStorage *
-dead_letters_of(MsgqStorage *storage)
+/*
+ * The dead-letter queue of an open queue, opened if it is not; NULL if it has
+ * none.
+ */
+MsgqStorage *
+msgq_dead_letter_open(MsgqStorage *storage)
 {
 	while (storage->dead_letters == NULL)
 	{
@@ -220,7 +223,7 @@ void
 msgq_dead_letter(MsgqStorage *storage, TupleTableSlot *row, MsgqReason reason,
 				 const char *error, TimestampTz now)
 {
-	MsgqStorage *target = dead_letters_of(storage);
+	MsgqStorage *target = msgq_dead_letter_open(storage);
 	MsgqCopy	how = {.set_headers = true};
 
 	if (target == NULL)

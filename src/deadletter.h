@@ -31,6 +31,7 @@ extern bool msgq_is_expired(TupleTableSlot *row, TimestampTz now);
 extern int32 msgq_expired_leases(TupleTableSlot *row);
 extern bool msgq_is_exhausted(const MsgqQueue *queue, TupleTableSlot *row,
 							  int32 more_failures);
+extern MsgqStorage *msgq_dead_letter_open(MsgqStorage *storage);
 extern void msgq_dead_letter(MsgqStorage *storage, TupleTableSlot *row,
 							 MsgqReason reason, const char *error,
 							 TimestampTz now);

@@ -490,6 +490,20 @@ msgq_frontier_advance(MsgqFrontierRef ref, const MsgqView *view,
 	unlock_frontier(ref);
 }
 
+/*
+ * A message with this key may be to be had when a transaction has ended that
+ * nobody has met in a walk.
+ */
+void
+msgq_frontier_expect(MsgqFrontierRef ref, TransactionId xid, int64 key)
+{
+	FullTransactionId next = ReadNextFullTransactionId();
+
+	lock_frontier(ref, LW_EXCLUSIVE);
+	except(ref.frontier, widen(xid, next), key, key, false);
+	unlock_frontier(ref);
+}
+
 /* A copy of all of it, for the audit. */
 void
 msgq_frontier_copy(MsgqFrontierRef ref, MsgqFrontier *copy)

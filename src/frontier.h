@@ -110,6 +110,8 @@ extern void msgq_frontier_advance(MsgqFrontierRef ref, const MsgqView *view,
 extern void msgq_frontier_end_due(MsgqFrontierRef ref, TimestampTz now,
 								  int64 entries, bool complete);
 extern void msgq_frontier_wrote_due(MsgqFrontierRef ref, int64 key);
+extern void msgq_frontier_expect(MsgqFrontierRef ref, TransactionId xid,
+								 int64 key);
 extern void msgq_frontier_restart(MsgqFrontierRef ref);
 extern void msgq_frontier_copy(MsgqFrontierRef ref, MsgqFrontier *copy);
 extern bool msgq_frontier_has_late_keys(MsgqFrontierRef ref,

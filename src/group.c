@@ -96,11 +96,13 @@
  *	  be by itself.
  *	- One is held that would be free if its holder aborted (he cancels it, or
  *	  is late with a receipt), and there is none that is due now and nobody
- *	  holds: we wait for him, and look again, since only somebody who looks
- *	  after he has ended can know.  Not so if he also holds one that is in
- *	  flight: if he aborts, the group is in flight as before.  So those who
- *	  settle messages of one batch at the same time, of whom one has made the
- *	  next one due, do not wait for each other.
+ *	  holds: it becomes an exception of the frontier under his xid, so that
+ *	  somebody comes by when he has ended.  That reaches only those who share
+ *	  the frontier.  Where frontiers are the backends' own we wait for him, and
+ *	  look again.  Not so if he also holds one that is in flight: if he aborts,
+ *	  the group is in flight as before.  So those who settle messages of one
+ *	  batch at the same time, of whom one has made the next one due, do not
+ *	  wait for each other.
  *
  * Taking back.  Order has to survive that message k of a batch is given back
  * (nack, release, expire_lease): messages of the group with higher ids that are
@@ -681,8 +683,33 @@ is_doubtful(const MsgqGroup *group, const MsgqMember *member)
 }
 
 /*
+ * Sees to it that the member is found if its holder aborts; false if we had to
+ * wait for him, and have to look again.
+ */
+static bool
+expect_holder(MsgqGroup *group, int i)
+{
+	MsgqMember *member = &group->members[i];
+	MsgqSegment *segment = msgq_group_fetch(group, i);
+	TupleTableSlot *row = segment->row;
+
+	if (segment->ready.lock == NULL)
+	{
+		pop_snapshot(group);
+		(void) msgq_segment_wait(segment);
+		return false;
+	}
+	if (msgq_row_is_null(row, Anum_segment_visible_at))
+		msgq_frontier_expect(segment->ready, member->holder, member->id);
+	else
+		msgq_frontier_expect(segment->due, member->holder,
+							 msgq_row_time(row, Anum_segment_visible_at));
+	return true;
+}
+
+/*
  * Sees to it that one of the group can be found; false if that has to be done
- * again.  The header tells when it waits.
+ * again.
  */
 static bool
 try_put_forward(MsgqStorage *storage, Datum key)
@@ -704,13 +731,7 @@ try_put_forward(MsgqStorage *storage, Datum key)
 	if (first >= 0 && group.members[first].is_due)
 		done = make_due(&group, first);
 	else if (doubtful >= 0)
-	{
-		MsgqSegment *segment = msgq_group_fetch(&group, doubtful);
-
-		pop_snapshot(&group);
-		(void) msgq_segment_wait(segment);
-		done = false;
-	}
+		done = expect_holder(&group, doubtful);
 	/* Also for what is sent from now on: while we are open, it has to wait. */
 	if (done && !group.is_in_flight)
 		msgq_wake_at_commit(storage->slot, 1);

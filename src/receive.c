@@ -615,6 +615,9 @@ look_within_limit(Receiver *receiver)
 	LOCKTAG		tag;
 	int			room;
 
+	/* Whoever is in the way there shall not be in the way of all others. */
+	if (!receiver->only_look)
+		(void) msgq_dead_letter_open(receiver->storage);
 	msgq_queue_lock_tag(&tag, receiver->storage->queue, MSGQ_LOCK_IN_FLIGHT);
 	(void) LockAcquire(&tag, ExclusiveLock, false, false);
 	receiver->now = msgq_now(); /* that may have taken its time */

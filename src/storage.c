@@ -552,9 +552,13 @@ void
 msgq_storage_let_go(MsgqStorage *storage)
 {
 	if (storage->is_changed)
+	{
 		msgq_storage_close(storage);
-	else
-		close_tables(storage, true);
+		return;
+	}
+	if (storage->dead_letters)
+		close_tables(storage->dead_letters, true);
+	close_tables(storage, true);
 }
 
 /* ---------------------------------------------------------------------------
