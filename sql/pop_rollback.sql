@@ -387,3 +387,15 @@ SELECT msgq.create_queue('poison', max_deliveries => 0, dead_letter_queue => '')
 SELECT msgq.send('poison', '1') \gset
 SELECT failures FROM msgq.pop('poison');
 SELECT msgq.drop_queue('poison');
+
+-- What leaves its queue for another reason comes back without what was noted.
+SELECT msgq.create_queue('full', max_length => 1, overflow => 'dead_letter');
+SELECT msgq.send('full', '1') \gset
+BEGIN;
+SELECT body FROM msgq.pop('full');
+ROLLBACK;
+SELECT msgq.send('full', '2') \gset
+SELECT body FROM msgq.peek('full.dead');
+SELECT msgq.redrive('full.dead');
+SELECT body, deliveries, failures FROM msgq.receive('full', 10) ORDER BY id;
+SELECT msgq.drop_queue('full');

@@ -268,7 +268,6 @@ create_partner(const char *name, const MsgqQueueRow *row)
 
 	set_value(&partner, Anum_queue_max_deliveries, Int32GetDatum(0));
 	set_value(&partner, Anum_queue_dead_letter_queue, CStringGetTextDatum(""));
-	set_value(&partner, Anum_queue_priorities, Int32GetDatum(1));
 	set_null(&partner, Anum_queue_message_ttl);
 	set_null(&partner, Anum_queue_max_length);
 	set_value(&partner, Anum_queue_overflow, CStringGetTextDatum("reject"));

@@ -55,6 +55,7 @@
 #include "history.h"
 #include "message.h"
 #include "owner.h"
+#include "poison.h"
 #include "stats.h"
 #include "wakeup.h"
 
@@ -225,7 +226,11 @@ msgq_dead_letter(MsgqStorage *storage, TupleTableSlot *row, MsgqReason reason,
 {
 	MsgqStorage *target = msgq_dead_letter_open(storage);
 	MsgqCopy	how = {.set_headers = true};
+	int64		id = msgq_row_id(row);
 
+	/* What is noted of it ends here: it may come back with this id. */
+	msgq_poison_entered(storage->slot, id,
+						msgq_poison_failures(storage->slot, id));
 	if (target == NULL)
 	{
 		msgq_count(storage->slot, reason == MSGQ_REASON_EXPIRED ?

@@ -100,7 +100,7 @@ refuse(const MsgqQueue *queue, int64 length, int more)
 	ereport(ERROR,
 			(errcode(ERRCODE_MSGQ_QUEUE_FULL),
 			 errmsg("queue \"%s\" is full", NameStr(queue->name)),
-			 errdetail("It has " INT64_FORMAT " messages, %d more were sent, and max_length is " INT64_FORMAT ".",
+			 errdetail("Its length is " INT64_FORMAT ", %d would be added, and max_length is " INT64_FORMAT ".",
 					   length, more, queue->max_length),
 			 errhint("Send again when consumers have caught up, or raise max_length.")));
 }
