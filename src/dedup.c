@@ -153,27 +153,13 @@ msgq_keys_add(MsgqKeys *keys, int position, Datum key)
 	added->position = position;
 }
 
-/* In the order of the tables' index, COLLATE "C". */
-static int
-compare_texts(Datum left, Datum right)
-{
-	text	   *a = DatumGetTextPP(left);
-	text	   *b = DatumGetTextPP(right);
-	int			a_length = VARSIZE_ANY_EXHDR(a);
-	int			b_length = VARSIZE_ANY_EXHDR(b);
-	int			order = memcmp(VARDATA_ANY(a), VARDATA_ANY(b),
-							   Min(a_length, b_length));
-
-	return order != 0 ? order : a_length - b_length;
-}
-
 /* By key, then by place in the call. */
 static int
 compare_keys(const void *left, const void *right)
 {
 	const Key  *a = left;
 	const Key  *b = right;
-	int			order = compare_texts(a->key, b->key);
+	int			order = msgq_compare_texts(a->key, b->key);
 
 	return order != 0 ? order : a->position - b->position;
 }
@@ -406,7 +392,7 @@ look_up(MsgqKeys *keys, Key *key, int64 *id)
 static bool
 is_repeated(const MsgqKeys *keys, int i)
 {
-	return i > 0 && compare_texts(keys->keys[i].key, keys->keys[i - 1].key) == 0;
+	return i > 0 && msgq_compare_texts(keys->keys[i].key, keys->keys[i - 1].key) == 0;
 }
 
 /*

@@ -601,26 +601,13 @@ msgq_group_note_return(MsgqStorage *storage, TupleTableSlot *row,
 	group->visible_at = visible_at;
 }
 
-static int
-compare_keys(Datum left, Datum right)
-{
-	text	   *a = DatumGetTextPP(left);
-	text	   *b = DatumGetTextPP(right);
-	int			a_size = VARSIZE_ANY_EXHDR(a);
-	int			b_size = VARSIZE_ANY_EXHDR(b);
-	int			order = memcmp(VARDATA_ANY(a), VARDATA_ANY(b),
-							   Min(a_size, b_size));
-
-	return order != 0 ? order : a_size - b_size;
-}
-
 /* By group, and then what was given back first, by id. */
 static int
 compare_ended(const void *left, const void *right)
 {
 	const EndedGroup *a = left;
 	const EndedGroup *b = right;
-	int			order = compare_keys(a->key, b->key);
+	int			order = msgq_compare_texts(a->key, b->key);
 
 	if (order != 0)
 		return order;
@@ -770,7 +757,7 @@ msgq_group_settle(MsgqStorage *storage)
 	for (int i = 0; i < ended->n; i++)
 	{
 		if (i == 0 ||
-			compare_keys(ended->groups[i].key, ended->groups[i - 1].key) != 0)
+			msgq_compare_texts(ended->groups[i].key, ended->groups[i - 1].key) != 0)
 			settle_group(whole, &ended->groups[i]);
 	}
 	if (whole != storage)

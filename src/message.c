@@ -75,6 +75,20 @@ msgq_row_is_in_flight(TupleTableSlot *row, TimestampTz now)
 		msgq_row_time(row, Anum_segment_visible_at) > now;
 }
 
+/* Two texts in the order of COLLATE "C", as qsort wants it. */
+int
+msgq_compare_texts(Datum left, Datum right)
+{
+	text	   *a = DatumGetTextPP(left);
+	text	   *b = DatumGetTextPP(right);
+	int			a_length = VARSIZE_ANY_EXHDR(a);
+	int			b_length = VARSIZE_ANY_EXHDR(b);
+	int			order = memcmp(VARDATA_ANY(a), VARDATA_ANY(b),
+							   Min(a_length, b_length));
+
+	return order != 0 ? order : a_length - b_length;
+}
+
 /*
  * The value with its bytes in itself.  Whoever gets a message may keep it for
  * longer than the row lives, and vacuum would take the out-of-line part away.

@@ -115,6 +115,7 @@ msgq_row_time(TupleTableSlot *row, AttrNumber column)
 	return DatumGetTimestampTz(msgq_row_value(row, column));
 }
 
+extern int	msgq_compare_texts(Datum left, Datum right);
 extern Datum msgq_self_contained(Datum value);
 extern bool msgq_row_is_in_flight(TupleTableSlot *row, TimestampTz now);
 extern void msgq_row_put(TupleTableSlot *row, bool with_receipt,
