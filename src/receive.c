@@ -682,6 +682,7 @@ open_storage(Receiver *receiver, MsgqWhich which)
 {
 	receiver->storage = msgq_storage_open(receiver->command, receiver->name,
 										  MSGQ_RIGHT_RECEIVE, which);
+	msgq_point(MSGQ_POINT_RECEIVE_OPENED);
 }
 
 /* Opens the queue and looks: leaves it open. */

@@ -49,6 +49,7 @@ static const struct config_enum_entry points[] = {
 	{"store-chosen", MSGQ_POINT_STORE_CHOSEN, false},
 	{"group-examined", MSGQ_POINT_GROUP_EXAMINED, false},
 	{"settle-changed", MSGQ_POINT_SETTLE_CHANGED, false},
+	{"receive-opened", MSGQ_POINT_RECEIVE_OPENED, false},
 	{NULL, 0, false}
 };
 

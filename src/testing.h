@@ -30,7 +30,8 @@ typedef enum MsgqTestPoint
 								 * claimed */
 	MSGQ_POINT_STORE_CHOSEN,	/* any: tables of a store chosen, not locked */
 	MSGQ_POINT_GROUP_EXAMINED,	/* receive: a group examined, nothing taken */
-	MSGQ_POINT_SETTLE_CHANGED	/* settle: changed, its group not looked after */
+	MSGQ_POINT_SETTLE_CHANGED,	/* settle: changed, its group not looked after */
+	MSGQ_POINT_RECEIVE_OPENED	/* receive: queue opened, nothing met */
 } MsgqTestPoint;
 
 /* The setting msgq.test_point; MSGQ_POINT_NONE but in tests. */
