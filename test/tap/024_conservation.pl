@@ -55,6 +55,8 @@ $admin->safe(
 		max_length => 200, overflow => 'drop_oldest', max_retry_delay => '100 ms');
 	SELECT msgq.create_queue('d', dead_letter_queue => 'dead', max_deliveries => 0,
 		max_length => 100, overflow => 'dead_letter', max_retry_delay => '100 ms');
+	SELECT msgq.alter_queue(name, '{"archive_retention": "1 day"}')
+	FROM unnest('{a,b,c,d,dead,dead2}'::text[]) AS name;
 	CREATE SEQUENCE payload;
 	CREATE TABLE sent (p bigint PRIMARY KEY, queue text);
 	CREATE TABLE ended (p bigint, queue text, how text);
@@ -150,6 +152,11 @@ my %settle = (
 			SELECT msgq.ack_batch('Q', ':receipts'::uuid[]) AS stale)
 		INSERT INTO ended SELECT p, 'Q', 'ack' FROM $claimed, s
 		WHERE receipt <> ALL (stale);
+	},
+	archive => qq{
+		WITH s AS MATERIALIZED (
+			SELECT p, msgq.archive('Q', receipt) AS ok FROM $claimed)
+		INSERT INTO ended SELECT p, 'Q', 'archive' FROM s WHERE ok;
 	},
 	reject => qq{
 		WITH s AS MATERIALIZED (
@@ -347,6 +354,11 @@ my %checks = (
 	  "SELECT p, t.queue, how FROM $there_p AS t JOIN ended USING (p)",
 	'what is there was sent' =>
 	  "SELECT p FROM $there_p AS t EXCEPT SELECT p FROM sent",
+	'what was archived is in the archive' =>
+	  "SELECT * FROM (SELECT p, queue FROM ended WHERE how = 'archive') AS e
+	  FULL JOIN (SELECT (body->>'p')::bigint AS p, q.queue
+		FROM unnest('{" . join(',', @queues) . "}'::text[]) AS q(queue), msgq.archived(q.queue, 10000)) AS k USING (p, queue)
+	  WHERE e.p IS NULL OR k.p IS NULL",
 	'what was sent to where nothing is removed is there, or has ended' =>
 	  "SELECT p FROM sent WHERE queue IN ('a', 'd')
 	  EXCEPT SELECT p FROM $there_p AS t EXCEPT SELECT p FROM ended",
@@ -368,13 +380,15 @@ my %checks = (
 # What clients have logged, and what is there, against the totals.
 my $log = q{
 	SELECT queue, 'sent' AS what, count(*) AS n FROM sent GROUP BY 1
-	UNION ALL SELECT queue, CASE how WHEN 'cancel' THEN 'cancelled' ELSE 'acked' END, count(*)
+	UNION ALL SELECT queue, CASE how WHEN 'cancel' THEN 'cancelled' WHEN 'archive' THEN 'archived'
+		ELSE 'acked' END, count(*)
 	FROM ended GROUP BY 1, 2
 	UNION ALL SELECT queue, CASE what WHEN 'redriven' THEN 'acked' ELSE what END, n FROM counted
 };
 my $totals = q{
 	SELECT queue, t.* FROM msgq.queue_stats, LATERAL (VALUES
 		('sent', sent_total), ('acked', acked_total), ('purged', purged_total),
+		('archived', archived_total),
 		('cancelled', cancelled_total)) AS t(what, n)
 };
 
@@ -484,7 +498,7 @@ foreach my $queue (@queues)
 check_quiet('at the end');
 
 # The run must have seen what it is about.
-foreach my $how (qw(ack pop cancel))
+foreach my $how (qw(ack archive pop cancel))
 {
 	cmp_ok($admin->safe("SELECT count(*) FROM ended WHERE how = '$how'"),
 		'>', 0, "messages ended by $how");
