@@ -350,6 +350,32 @@ foreach my $kill (qw(server backend))
 	$session->safe("SELECT msgq.purge('q')");
 }
 
+# One that takes the whole server down each time runs out of deliveries, of which
+# a crash may forget the first.
+$session->safe(
+	q{SELECT msgq.create_queue('killer', max_deliveries => 3);
+	SELECT msgq.send('killer', '"killer"')});
+my $crashes = 0;
+while (1)
+{
+	my $victim = session($node);
+	my $body =
+	  $victim->safe(q{SELECT body FROM msgq.receive('killer', 1, '0')});
+	last if $body eq '' || $crashes == 10;
+	kill_all($node);
+	$victim->quit;
+	start_again($node);
+	$crashes++;
+}
+ok($crashes == 3 || $crashes == 4, "a message took the server down $crashes times");
+$session->quit;
+$session = session($node);
+is( $session->safe(
+		q{SELECT body, headers->'msgq-death'->0->>'reason'
+		FROM msgq.peek('killer.dead')}),
+	'"killer"|max_deliveries',
+	'and is a dead letter now');
+
 # The same seen from the WAL: old messages, alone or with a young one.
 foreach my $how (qw(restart crash))
 {
