@@ -47,7 +47,6 @@
 
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
-#include "utils/inval.h"
 #include "utils/timestamp.h"
 
 #include "argument.h"
@@ -187,12 +186,8 @@ msgq_store_copy(MsgqStorage *target, TupleTableSlot *row, const MsgqCopy *how,
 static const char *
 dead_letter_name(const MsgqStorage *storage)
 {
-	MsgqQueue  *queue;
+	const MsgqQueue *queue = msgq_storage_queue_now(storage);
 
-	AcceptInvalidationMessages();
-	if (storage->generation == msgq_queue_generation())
-		return NameStr(storage->queue->dead_letter_queue);
-	queue = msgq_queue_find_by_id(storage->queue->id);
 	return queue ? NameStr(queue->dead_letter_queue) : "";
 }
 

@@ -302,10 +302,25 @@ compare_store_tables(const void *left, const void *right)
 	return a->closed_at > b->closed_at ? -1 : a->closed_at < b->closed_at;
 }
 
+/* What a letter of msgq_store_letter stands for. */
+static MsgqStoreKind
+store_kind(char letter)
+{
+	MsgqStoreKind kind = 0;
+
+	while (msgq_store_letter(kind) != letter)
+	{
+		if (++kind == MSGQ_NSTORES)
+			elog(ERROR, "unknown kind of store: \"%c\"", letter);
+	}
+	return kind;
+}
+
 /* Adds a row of msgq.store to the queue, unless the table is empty. */
 static void
-read_store_table(MsgqQueue *queue, MsgqStoreKind kind, const Datum *values)
+read_store_table(MsgqQueue *queue, const Datum *values)
 {
+	MsgqStoreKind kind = store_kind(DatumGetChar(values[Anum_store_kind - 1]));
 	char	   *state = TextDatumGetCString(values[Anum_store_state - 1]);
 	char		suffix[NAMEDATALEN];
 	MsgqStoreTable *table;
@@ -321,33 +336,32 @@ read_store_table(MsgqQueue *queue, MsgqStoreKind kind, const Datum *values)
 		DatumGetTimestampTz(values[Anum_store_closed_at - 1]);
 }
 
-/* The tables of one store that may hold rows. */
+/* The tables of the queue's stores that may hold rows. */
 static void
-read_store(MsgqQueue *queue, MsgqStoreKind kind)
+read_stores(MsgqQueue *queue)
 {
 	Relation	table = open_metadata("store");
 	SysScanDesc scan;
-	ScanKeyData keys[2];
+	ScanKeyData key;
 	HeapTuple	row;
 
-	ScanKeyInit(&keys[0], Anum_store_queue_id, BTEqualStrategyNumber,
+	ScanKeyInit(&key, Anum_store_queue_id, BTEqualStrategyNumber,
 				F_INT4EQ, Int32GetDatum(queue->id));
-	ScanKeyInit(&keys[1], Anum_store_kind, BTEqualStrategyNumber,
-				F_CHAREQ, CharGetDatum(msgq_store_letter(kind)));
 	scan = systable_beginscan(table, msgq_relation_oid("store_pkey"), true,
-							  NULL, lengthof(keys), keys);
+							  NULL, 1, &key);
 	while (HeapTupleIsValid(row = systable_getnext(scan)))
 	{
 		Datum		values[Natts_store];
 		bool		nulls[Natts_store];
 
 		heap_deform_tuple(row, RelationGetDescr(table), values, nulls);
-		read_store_table(queue, kind, values);
+		read_store_table(queue, values);
 	}
 	systable_endscan(scan);
 	table_close(table, AccessShareLock);
-	qsort(queue->stores[kind], queue->nstored[kind], sizeof(MsgqStoreTable),
-		  compare_store_tables);
+	for (MsgqStoreKind kind = 0; kind < MSGQ_NSTORES; kind++)
+		qsort(queue->stores[kind], queue->nstored[kind],
+			  sizeof(MsgqStoreTable), compare_store_tables);
 }
 
 /* The text of a column; an empty string for NULL. */
@@ -441,8 +455,7 @@ queue_from_row(const Datum *values, const bool *nulls)
 	if (!has_active_ones(segments, n, queue->priorities))
 		queue->sequence = InvalidOid;
 	queue->nsegments = Max(n, 1);
-	for (MsgqStoreKind kind = 0; kind < MSGQ_NSTORES; kind++)
-		read_store(queue, kind);
+	read_stores(queue);
 	return queue;
 }
 
@@ -635,11 +648,11 @@ msgq_queue_has_right(const MsgqQueue *queue, AclMode right)
 
 /*
  * The queue, in the current memory context, if the current user has the right
- * on it.  Raises 42704 if there is no such queue, 42501 without the right,
+ * on it; NULL if there is no such queue.  Raises 42501 without the right,
  * 55000 if its storage is missing.
  */
 MsgqQueue  *
-msgq_queue_get(const char *name, AclMode right)
+msgq_queue_try_get(const char *name, AclMode right)
 {
 	MsgqQueue  *queue;
 	bool		may;
@@ -649,9 +662,7 @@ msgq_queue_get(const char *name, AclMode right)
 	{
 		queue = msgq_queue_find(name);
 		if (queue == NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_UNDEFINED_OBJECT),
-					 errmsg("queue \"%s\" does not exist", name)));
+			return NULL;
 		if (!msgq_queue_is_complete(queue))
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -672,6 +683,19 @@ msgq_queue_get(const char *name, AclMode right)
 						   GetUserNameFromId(GetUserId(), false),
 						   msgq_right_name(right)),
 				 errhint("An administrator of the queue can give it with msgq.grant().")));
+	return queue;
+}
+
+/* The same, but raises 42704 if there is no such queue. */
+MsgqQueue  *
+msgq_queue_get(const char *name, AclMode right)
+{
+	MsgqQueue  *queue = msgq_queue_try_get(name, right);
+
+	if (queue == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("queue \"%s\" does not exist", name)));
 	return queue;
 }
 

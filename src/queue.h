@@ -174,6 +174,7 @@ extern void msgq_queue_changed(void);
 extern MsgqQueue *msgq_queue_find(const char *name);
 extern MsgqQueue *msgq_queue_find_by_id(int32 id);
 extern bool msgq_queue_is_complete(const MsgqQueue *queue);
+extern MsgqQueue *msgq_queue_try_get(const char *name, AclMode right);
 extern MsgqQueue *msgq_queue_get(const char *name, AclMode right);
 extern void msgq_queue_lock_tag(LOCKTAG *tag, const MsgqQueue *queue,
 								MsgqLock lock);

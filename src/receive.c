@@ -5,8 +5,9 @@
  * A receive goes through the levels of priority, from the highest one down.
  * In each it first takes what is due, in the order of time (delays, retries,
  * leases that ran out), then what is ready, in the order of ids, in each case
- * from the level's oldest segment on.  It never waits for anybody: what an open
- * transaction holds is passed by, and comes back when that transaction aborts.
+ * from the level's oldest segment on.  It waits for no transaction, except for
+ * one case in ordered queues (group.c): what an open one holds is passed by,
+ * and comes back when that one aborts.
  *
  * For each segment and order there is a frontier (frontier.c tells what it is
  * and why nothing gets lost behind it).  One pass
@@ -38,12 +39,12 @@
  *
  * In an ordered queue it is not the order of walks that counts, but the time
  * from which on a message could be had (take_from_level).  A message that a
- * walk meets stands for its group: if the
- * group is free, the first of its messages are taken, whichever was met
- * (group.c).  If the first one is to be given up, that is something to receive
- * for those who wait: only a receive does it, and those behind it come then.
- * Old leases of the group are ended first, and then somebody else may be faster;
- * so here, too, a receive that has changed something does not wait.
+ * walk meets stands for its group: if the group is free, the first of its
+ * messages are taken, whichever was met (group.c).  If the first one is to be
+ * given up, that is something to receive for those who wait: only a receive
+ * does it, and those behind it come then.  Old leases of the group are ended
+ * first, and then somebody else may be faster; so here, too, a receive that has
+ * changed something does not wait.
  *
  * Waiting.  receive(..., wait) and the procedure wait look, sleep, and look
  * again; wakeup.c tells who wakes them.  While they sleep no table is open or

@@ -348,10 +348,6 @@ report_settled(const Settlement *settlement, const MsgqStorage *storage)
 	MsgqSlot   *slot = storage->slot;
 	TimestampTz now;
 
-	/* What has left flight makes room for another message. */
-	if (storage->queue->max_in_flight > 0)
-		msgq_wake_at_commit(slot, 1);
-
 	switch (settlement->action)
 	{
 		case ACK:
@@ -380,6 +376,11 @@ report_settled(const Settlement *settlement, const MsgqStorage *storage)
 		case REJECT:
 			break;				/* counted where it went */
 	}
+	/* What has left flight for good makes room for another message. */
+	if (storage->queue->max_in_flight > 0 &&
+		(settlement->action == ACK || settlement->action == ARCHIVE ||
+		 settlement->action == REJECT))
+		msgq_wake_at_commit(slot, 1);
 }
 
 /*

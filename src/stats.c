@@ -527,7 +527,6 @@ read_length(const MsgqQueue *queue)
 	int64		length;
 	MsgqSpi		spi;
 
-	PushActiveSnapshot(GetLatestSnapshot());
 	msgq_spi_begin(&spi, msgq_storage_owner());
 	msgq_spi_run_with(psprintf("SELECT count(*) FROM (SELECT FROM msgq.q%d LIMIT " INT64_FORMAT ") AS messages",
 							   queue->id, queue->max_length + 1),
@@ -535,7 +534,6 @@ read_length(const MsgqQueue *queue)
 	length = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
 										 SPI_tuptable->tupdesc, 1, &is_null));
 	msgq_spi_end(&spi);
-	PopActiveSnapshot();
 	return length;
 }
 

@@ -366,9 +366,11 @@ open_storage(MsgqStorage *storage, const char *command, const char *name,
 	do
 	{
 		storage->generation = msgq_queue_generation();
-		if (missing_ok && msgq_queue_find(name) == NULL)
+		storage->queue = missing_ok ?
+			msgq_queue_try_get(name, storage->right) :
+			msgq_queue_get(name, storage->right);
+		if (storage->queue == NULL)
 			return NULL;
-		storage->queue = msgq_queue_get(name, storage->right);
 		if (storage->queue->ordered && storage->which == MSGQ_IN_USE)
 			storage->which = MSGQ_ALL;
 		msgq_point(MSGQ_POINT_SEND_CHOSEN);
@@ -443,6 +445,19 @@ msgq_storage_open_levels(const char *command, const char *name, AclMode right,
 }
 
 /*
+ * The open queue as it is by now, whatever it is called; NULL if it has gone,
+ * which those who have locked its tables need not fear.
+ */
+const MsgqQueue *
+msgq_storage_queue_now(const MsgqStorage *storage)
+{
+	AcceptInvalidationMessages();
+	if (storage->generation == msgq_queue_generation())
+		return storage->queue;
+	return msgq_queue_find_by_id(storage->queue->id);
+}
+
+/*
  * Opens a queue that is open once more: the same one, whatever its name is by
  * now.  Whoever renames it does not wait for those who have opened it, and
  * its old name may be another one's.
@@ -451,12 +466,9 @@ MsgqStorage *
 msgq_storage_open_again(const MsgqStorage *storage, const char *command,
 						MsgqWhich which)
 {
-	const MsgqQueue *queue = storage->queue;
+	const MsgqQueue *queue;
 
-	AcceptInvalidationMessages();
-	if (storage->generation != msgq_queue_generation())
-		queue = msgq_queue_find_by_id(storage->queue->id);
-	while (queue)
+	while ((queue = msgq_storage_queue_now(storage)) != NULL)
 	{
 		MsgqStorage *again = msgq_storage_try_open(command,
 												   NameStr(queue->name),
@@ -467,7 +479,6 @@ msgq_storage_open_again(const MsgqStorage *storage, const char *command,
 		if (again)
 			msgq_storage_let_go(again);
 		CHECK_FOR_INTERRUPTS();
-		queue = msgq_queue_find_by_id(storage->queue->id);
 	}
 	elog(ERROR, "queue with number %d has gone while it was open",
 		 storage->queue->id);
