@@ -217,22 +217,56 @@ sub session
 	return MsgqTest::Session->new($node, %params);
 }
 
+# State and parent of process PID; nothing if it has ended.
+sub process_state
+{
+	my ($pid) = @_;
+
+	open my $stat, '<', "/proc/$pid/stat" or return;
+	my $line = <$stat> // '';
+	close $stat;
+	return $line =~ /^\d+ \(.*\) (\S) (\d+) / ? ($1, $2) : ();
+}
+
+# The processes that POSTMASTER has started, also those that have not come so
+# far yet that a view of the server's would tell of them.
+sub children_of
+{
+	my ($postmaster) = @_;
+
+	return
+	  grep { my (undef, $parent) = process_state($_); ($parent // 0) == $postmaster }
+	  map { m{(\d+)$} } glob '/proc/[0-9]*';
+}
+
 # The postmaster is stopped first, so that it neither notices the first death
 # nor starts anything new.  All go in one instant: else the WAL writer of the
-# dying server would still write what was committed asynchronously.
+# dying server would still write what was committed asynchronously.  And all
+# means all: one that lived on could wait for ever for a lock that a dead one
+# held, and keep the shared memory from the next server.
+sub kill_server
+{
+	my ($postmaster) = @_;
+
+	kill 'STOP', $postmaster;
+	foreach my $try (1 .. 1000 * $PostgreSQL::Test::Utils::timeout_default)
+	{
+		my ($state) = process_state($postmaster);
+		last if !defined $state || $state =~ /[TZ]/;
+		usleep(1000);
+	}
+	kill 'KILL', children_of($postmaster), $postmaster;
+	return;
+}
+
 sub kill_all
 {
 	my ($node) = @_;
-	my $session = session($node);
 	my $postmaster =
 	  (split /\n/, slurp_file($node->data_dir . '/postmaster.pid'))[0];
 
-	kill 'STOP', $postmaster;
-	my @pids = split /\n/,
-	  $session->query('SELECT pid FROM pg_stat_activity');
-	kill 'KILL', @pids;
+	kill_server($postmaster);
 	$node->kill9;
-	$session->quit;
 	wait_until_gone($postmaster);
 	return;
 }
@@ -250,7 +284,6 @@ sub wait_until_gone
 	die "process $pid does not go away";
 }
 
-# The other processes end when they see that the postmaster has.
 sub kill_starting
 {
 	my ($node) = @_;
@@ -269,13 +302,13 @@ sub kill_starting
 	die 'the server does not start' if $pid eq $old;
 	# Somewhere in recovery, or just after it.
 	usleep(rand(100_000));
-	kill 'KILL', $pid;
+	kill_server($pid);
 	wait_until_gone($pid);
 	return;
 }
 
-# A process that was just being started may outlive the others for a moment,
-# and so keep the shared memory busy.
+# The processes that were killed keep the shared memory busy until the system
+# has taken them away.
 sub start_again
 {
 	my ($node) = @_;
@@ -286,6 +319,8 @@ sub start_again
 		$node->stop('fast', fail_ok => 1);
 		usleep(100_000);
 	}
+	diag(slurp_file($node->logfile, -s $node->logfile > 4000 ?
+		  (-s $node->logfile) - 4000 : 0));
 	die "the server does not start again";
 }
 
