@@ -452,7 +452,7 @@ msgq_alter_queue(PG_FUNCTION_ARGS)
 	msgq_queue_changed();
 	/* What was not to be had before may be now. */
 	if (msgq_queue_lock_for_reading(queue))
-		msgq_wake_at_commit(msgq_slot_get(queue), MSGQ_MAX_BATCH);
+		msgq_wake_at_commit(msgq_slot_get(queue->sequence, queue->created_at), MSGQ_MAX_BATCH);
 	CommandCounterIncrement();
 	PG_RETURN_VOID();
 }
@@ -567,7 +567,7 @@ static void
 drop(const MsgqQueue *queue)
 {
 	if (OidIsValid(queue->sequence))
-		msgq_wake_at_commit(msgq_slot_get(queue), MSGQ_MAX_BATCH);
+		msgq_wake_at_commit(msgq_slot_get(queue->sequence, queue->created_at), MSGQ_MAX_BATCH);
 	drop_storage(queue);
 	msgq_queue_changed();
 	CommandCounterIncrement();

@@ -165,16 +165,17 @@ msgq_store_copy(MsgqStorage *target, TupleTableSlot *row, const MsgqCopy *how,
 	TimestampTz expires_at =
 	queue->has_ttl ? msgq_time_after(now, &queue->message_ttl) : 0;
 	int64		id = how->id;
+	MsgqAppend	before = {0, 0};
 
 	if (how->id == 0)
 	{
-		msgq_append_begin(target);
+		before = msgq_append_begin(queue->sequence, target->slot);
 		id = nextval_internal(queue->sequence, false);
 	}
 	fill_copy(segment->new_row, row, how, id, expires_at);
 	msgq_segment_insert(segment, &segment->new_row, 1);
 	if (how->id == 0)
-		msgq_append_end(target, id);
+		msgq_append_end(queue->sequence, target->slot, before, id);
 	msgq_wake_at_commit(target->slot, 1);
 }
 

@@ -276,7 +276,7 @@ change_pause(FunctionCallInfo fcinfo, const char *command, int on, int off)
 	msgq_queue_changed();
 	/* Those who wait have looked in vain so far. */
 	if (off & MSGQ_PAUSED_RECEIVE && msgq_queue_lock_for_reading(queue))
-		msgq_wake_at_commit(msgq_slot_get(queue), MSGQ_MAX_BATCH);
+		msgq_wake_at_commit(msgq_slot_get(queue->sequence, queue->created_at), MSGQ_MAX_BATCH);
 	CommandCounterIncrement();
 	PG_RETURN_VOID();
 }

@@ -348,7 +348,7 @@ find_slot(MsgqMaintenance *m, int32 queue_id, MsgqQueue **queue,
 {
 	*queue = find_queue(queue_id);
 	*memory = *queue && m->memory ? remember(m, (*queue)->sequence) : NULL;
-	return *queue ? msgq_slot_get(*queue) : NULL;
+	return *queue ? msgq_slot_get((*queue)->sequence, (*queue)->created_at) : NULL;
 }
 
 static uint64

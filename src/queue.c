@@ -701,10 +701,10 @@ msgq_queue_get(const char *name, AclMode right)
 
 /* Such a lock on a queue is an object of the sequence's class. */
 void
-msgq_queue_lock_tag(LOCKTAG *tag, const MsgqQueue *queue, MsgqLock lock)
+msgq_queue_lock_tag(LOCKTAG *tag, Oid sequence, MsgqLock lock)
 {
 	SET_LOCKTAG_OBJECT(*tag, MyDatabaseId, RelationRelationId,
-					   queue->sequence, lock);
+					   sequence, lock);
 }
 
 /*

@@ -176,8 +176,7 @@ extern MsgqQueue *msgq_queue_find_by_id(int32 id);
 extern bool msgq_queue_is_complete(const MsgqQueue *queue);
 extern MsgqQueue *msgq_queue_try_get(const char *name, AclMode right);
 extern MsgqQueue *msgq_queue_get(const char *name, AclMode right);
-extern void msgq_queue_lock_tag(LOCKTAG *tag, const MsgqQueue *queue,
-								MsgqLock lock);
+extern void msgq_queue_lock_tag(LOCKTAG *tag, Oid sequence, MsgqLock lock);
 extern bool msgq_queue_lock_for_reading(const MsgqQueue *queue);
 extern MsgqQueue **msgq_queue_list(AclMode right, int *n);
 extern bool msgq_queue_has_right(const MsgqQueue *queue, AclMode right);

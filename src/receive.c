@@ -465,7 +465,8 @@ take_ready(Receiver *receiver, MsgqSegment *segment)
 	/* A horizon holds for ever; a new one is wanted to get there, or on. */
 	if (view.position >= view.horizon)
 		view.horizon = Max(view.horizon,
-						   msgq_append_horizon(receiver->storage));
+						   msgq_append_horizon(receiver->storage->queue->sequence,
+											   receiver->storage->slot));
 	(void) visit_range(receiver, segment, MSGQ_READY, view.position,
 					   PG_INT64_MAX, &visit);
 	msgq_frontier_advance(segment->ready, &view, &visit,
@@ -619,7 +620,8 @@ look_within_limit(Receiver *receiver)
 	/* Whoever is in the way there shall not be in the way of all others. */
 	if (!receiver->only_look)
 		(void) msgq_dead_letter_open(receiver->storage);
-	msgq_queue_lock_tag(&tag, receiver->storage->queue, MSGQ_LOCK_IN_FLIGHT);
+	msgq_queue_lock_tag(&tag, receiver->storage->queue->sequence,
+						MSGQ_LOCK_IN_FLIGHT);
 	(void) LockAcquire(&tag, ExclusiveLock, false, false);
 	receiver->now = msgq_now(); /* that may have taken its time */
 	room = limit - msgq_count_in_flight(receiver->storage, receiver->now, limit);

@@ -221,7 +221,7 @@ id_in(const Redrive *redrive, const MsgqStorage *target, TupleTableSlot *row)
 
 	if (!msgq_history_last(row, NameStr(redrive->source->queue->name), &death) ||
 		strcmp(death.queue, NameStr(queue->name)) != 0 ||
-		death.died_at < queue->created_at || death.id > msgq_last_id(queue) ||
+		death.died_at < queue->created_at || death.id > msgq_last_id(queue->sequence) ||
 		has_id(target, death.id))
 		return 0;
 	return death.id;

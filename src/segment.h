@@ -58,7 +58,6 @@ typedef struct MsgqStorage
 	int			highest;		/* to this one */
 	uint64		generation;		/* when it was looked up */
 	MsgqSlot   *slot;			/* shared state, or NULL */
-	MsgqAppend	append;			/* while appending */
 	int			nsegments;
 	MsgqSegment **segments;
 	bool		is_changed;		/* a row was changed or removed */
@@ -137,10 +136,11 @@ extern const char *msgq_foreign_feature(Relation table, int ncolumns);
 extern bool msgq_segment_is_plain(Oid table);
 extern bool msgq_storage_is_partial(const MsgqStorage *storage);
 
-extern void msgq_append_begin(MsgqStorage *storage);
-extern void msgq_append_end(MsgqStorage *storage, int64 last);
-extern int64 msgq_append_horizon(const MsgqStorage *storage);
-extern int64 msgq_last_id(const MsgqQueue *queue);
+extern MsgqAppend msgq_append_begin(Oid sequence, MsgqSlot *slot);
+extern void msgq_append_end(Oid sequence, MsgqSlot *slot, MsgqAppend append,
+							int64 last);
+extern int64 msgq_append_horizon(Oid sequence, MsgqSlot *slot);
+extern int64 msgq_last_id(Oid sequence);
 
 extern void msgq_segment_insert(MsgqSegment *segment, TupleTableSlot **rows,
 								int n);

@@ -251,6 +251,7 @@ append(MsgqStorage *storage, const Outgoing *out, int64 *ids)
 	MsgqSegment *segment = storage->segments[0];
 	int			nrows = Min(out->n, CHUNK_ROWS);
 	TupleTableSlot **rows = palloc(sizeof(TupleTableSlot *) * (nrows + 1));
+	MsgqAppend	before;
 
 	/* The segments are alike, so that a slot serves for all of them. */
 	rows[0] = segment->new_row;
@@ -258,14 +259,15 @@ append(MsgqStorage *storage, const Outgoing *out, int64 *ids)
 		rows[i] = table_slot_create(segment->table, NULL);
 
 	msgq_point(MSGQ_POINT_SEND_LOCKED);
-	msgq_append_begin(storage);
+	before = msgq_append_begin(storage->queue->sequence, storage->slot);
 	for (int next = 0; next < out->n;)
 	{
 		CHECK_FOR_INTERRUPTS();
 		next = store_chunk(storage, out, next, rows, ids);
 	}
 	msgq_point(MSGQ_POINT_SEND_STORED);
-	msgq_append_end(storage, last_id(out, ids));
+	msgq_append_end(storage->queue->sequence, storage->slot, before,
+					last_id(out, ids));
 
 	for (int i = 1; i < nrows; i++)
 		ExecDropSingleTupleTableSlot(rows[i]);

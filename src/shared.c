@@ -469,15 +469,16 @@ msgq_slot_find(Oid sequence, TimestampTz created_at)
 }
 
 /*
- * The slot of a queue, of which the caller has locked a table; NULL if there
- * is no shared state, or no slot is free.
+ * The slot of a queue, told by its sequence and when it was made, of which the
+ * caller has locked a table; NULL if there is no shared state, or no slot is
+ * free.
  */
 MsgqSlot   *
-msgq_slot_get(const MsgqQueue *queue)
+msgq_slot_get(Oid sequence, TimestampTz created_at)
 {
 	static MsgqSlot *last = NULL;
 	static TimestampTz looked_in_vain = 0;
-	MsgqQueueKey key = {MyDatabaseId, queue->sequence, queue->created_at};
+	MsgqQueueKey key = {MyDatabaseId, sequence, created_at};
 	MsgqSlot   *slot;
 
 	if (!msgq_shared_available())
@@ -491,7 +492,7 @@ msgq_slot_get(const MsgqQueue *queue)
 	LWLockRelease(&shared->lock);
 	if (slot == NULL)
 	{
-		int64		highest_id = msgq_last_id(queue);
+		int64		highest_id = msgq_last_id(sequence);
 
 		slot = assign_slot(&key, highest_id);
 		if (slot == NULL &&
@@ -591,9 +592,9 @@ msgq_slot_frontier(MsgqSlot *slot, const MsgqQueue *queue, Oid segment,
  */
 
 static uint64
-append_key(const MsgqQueue *queue)
+append_key(Oid sequence)
 {
-	return (uint64) MyDatabaseId << 32 | queue->sequence;
+	return (uint64) MyDatabaseId << 32 | sequence;
 }
 
 /*
@@ -601,7 +602,7 @@ append_key(const MsgqQueue *queue)
  * which is nothing unless an index expression sends, for msgq_append_withdraw.
  */
 MsgqAppend
-msgq_append_publish(const MsgqQueue *queue, MsgqSlot *slot)
+msgq_append_publish(Oid sequence, MsgqSlot *slot)
 {
 	MsgqProcess *mine = process(msgq_my_process_number());
 	MsgqAppend	before;
@@ -616,9 +617,9 @@ msgq_append_publish(const MsgqQueue *queue, MsgqSlot *slot)
 	}
 	pg_atomic_write_u64(&mine->bound, 1 +
 						(slot ? pg_atomic_read_u64(&slot->highest_id)
-						 : (uint64) msgq_last_id(queue)));
+						 : (uint64) msgq_last_id(sequence)));
 	pg_write_barrier();
-	pg_atomic_write_u64(&mine->queue, append_key(queue));
+	pg_atomic_write_u64(&mine->queue, append_key(sequence));
 	append_nest_level = GetCurrentTransactionNestLevel();
 	pg_memory_barrier();
 	return before;
@@ -651,9 +652,9 @@ msgq_append_forget(int nest_level)
  * the given one, which the caller has read before; else the one above it.
  */
 int64
-msgq_append_lowest(const MsgqQueue *queue, int64 highest_id)
+msgq_append_lowest(Oid sequence, int64 highest_id)
 {
-	uint64		key = append_key(queue);
+	uint64		key = append_key(sequence);
 	int64		lowest = highest_id + 1;
 
 	pg_memory_barrier();

@@ -120,7 +120,7 @@ extern void msgq_shared_init(void);
 extern bool msgq_shared_available(void);
 extern bool msgq_shared_preloaded(void);
 
-extern MsgqSlot *msgq_slot_get(const MsgqQueue *queue);
+extern MsgqSlot *msgq_slot_get(Oid sequence, TimestampTz created_at);
 extern void msgq_slot_free_gone(void);
 extern int	msgq_slot_count(int *used);
 extern void msgq_slot_load_floor(MsgqSlot *slot, const int64 *floor);
@@ -138,10 +138,10 @@ typedef struct MsgqAppend
 	int64		bound;
 } MsgqAppend;
 
-extern MsgqAppend msgq_append_publish(const MsgqQueue *queue, MsgqSlot *slot);
+extern MsgqAppend msgq_append_publish(Oid sequence, MsgqSlot *slot);
 extern void msgq_append_withdraw(MsgqAppend before);
 extern void msgq_append_forget(int nest_level);
-extern int64 msgq_append_lowest(const MsgqQueue *queue, int64 highest_id);
+extern int64 msgq_append_lowest(Oid sequence, int64 highest_id);
 
 /* Raises a value that only grows. */
 static inline void

@@ -467,7 +467,7 @@ msgq_stats_recount(const MsgqQueue *queue, MsgqSlot *slot)
 	Depth		depth;
 	int64		counted;
 
-	msgq_queue_lock_tag(&tag, queue, MSGQ_LOCK_COUNT);
+	msgq_queue_lock_tag(&tag, queue->sequence, MSGQ_LOCK_COUNT);
 	(void) LockAcquire(&tag, ExclusiveLock, false, false);
 	before = pg_atomic_read_u64(&slot->live);
 	/* A transaction's own snapshot would be older than that. */
@@ -507,7 +507,7 @@ count_first(const MsgqQueue *queue, MsgqSlot *slot)
 	LOCKTAG		tag;
 	MsgqSpi		before;
 
-	msgq_queue_lock_tag(&tag, queue, MSGQ_LOCK_COUNT);
+	msgq_queue_lock_tag(&tag, queue->sequence, MSGQ_LOCK_COUNT);
 	(void) LockAcquire(&tag, ExclusiveLock, false, false);
 	if (!pg_atomic_read_u32(&slot->has_live))
 	{
@@ -615,7 +615,7 @@ put_row(ReturnSetInfo *result, const MsgqQueue *queue, TimestampTz now)
 	};
 	Datum		values[NCOLUMNS];
 	bool		nulls[NCOLUMNS] = {false};
-	MsgqSlot   *slot = msgq_slot_get(queue);
+	MsgqSlot   *slot = msgq_slot_get(queue->sequence, queue->created_at);
 	Depth		depth;
 	bool		reckoned;
 	int64		bytes;

@@ -378,7 +378,8 @@ open_storage(MsgqStorage *storage, const char *command, const char *name,
 		tables = palloc(sizeof(Relation) * n);
 	} while (!lock_tables(storage, first, n, tables));
 
-	storage->slot = msgq_slot_get(storage->queue);
+	storage->slot = msgq_slot_get(storage->queue->sequence,
+								  storage->queue->created_at);
 	if (command)
 		msgq_worker_want();
 	storage->segments = palloc(sizeof(MsgqSegment *) * n);
@@ -578,42 +579,44 @@ msgq_storage_let_go(MsgqStorage *storage)
  */
 
 /* Before the first id of a call is taken. */
-void
-msgq_append_begin(MsgqStorage *storage)
+MsgqAppend
+msgq_append_begin(Oid sequence, MsgqSlot *slot)
 {
+	MsgqAppend	nothing = {0, 0};
 	LOCKTAG		tag;
 
 	if (msgq_shared_available())
-	{
-		storage->append = msgq_append_publish(storage->queue, storage->slot);
-		return;
-	}
-	msgq_queue_lock_tag(&tag, storage->queue, MSGQ_LOCK_APPEND);
+		return msgq_append_publish(sequence, slot);
+	msgq_queue_lock_tag(&tag, sequence, MSGQ_LOCK_APPEND);
 	(void) LockAcquire(&tag, ShareLock, false, false);
+	return nothing;
 }
 
-/* After the index entries of its last message are in; ids up to this one. */
+/*
+ * After the index entries of its last message are in, with what
+ * msgq_append_begin has returned; ids up to this one.
+ */
 void
-msgq_append_end(MsgqStorage *storage, int64 last)
+msgq_append_end(Oid sequence, MsgqSlot *slot, MsgqAppend append, int64 last)
 {
 	LOCKTAG		tag;
 
 	if (msgq_shared_available())
 	{
-		msgq_append_withdraw(storage->append);
-		if (storage->slot)
-			msgq_raise(&storage->slot->highest_id, last);
+		msgq_append_withdraw(append);
+		if (slot)
+			msgq_raise(&slot->highest_id, last);
 		return;
 	}
-	msgq_queue_lock_tag(&tag, storage->queue, MSGQ_LOCK_APPEND);
+	msgq_queue_lock_tag(&tag, sequence, MSGQ_LOCK_APPEND);
 	(void) LockRelease(&tag, ShareLock, false);
 }
 
 /* The highest id that was taken, by a look at the sequence. */
 int64
-msgq_last_id(const MsgqQueue *queue)
+msgq_last_id(Oid sequence_oid)
 {
-	Relation	sequence = relation_open(queue->sequence, AccessShareLock);
+	Relation	sequence = relation_open(sequence_oid, AccessShareLock);
 	Buffer		buffer = ReadBuffer(sequence, 0);
 	Page		page;
 	HeapTupleData tuple;
@@ -637,23 +640,22 @@ msgq_last_id(const MsgqQueue *queue)
  * horizon holds for ever.
  */
 int64
-msgq_append_horizon(const MsgqStorage *storage)
+msgq_append_horizon(Oid sequence, MsgqSlot *slot)
 {
 	LOCKTAG		tag;
 	int64		horizon;
 
 	if (msgq_shared_available())
 	{
-		horizon = storage->slot ?
-			(int64) pg_atomic_read_u64(&storage->slot->highest_id) :
-			msgq_last_id(storage->queue);
-		horizon = msgq_append_lowest(storage->queue, horizon);
+		horizon = slot ? (int64) pg_atomic_read_u64(&slot->highest_id) :
+			msgq_last_id(sequence);
+		horizon = msgq_append_lowest(sequence, horizon);
 		return horizon == PG_INT64_MIN ? horizon : horizon - 1;
 	}
-	msgq_queue_lock_tag(&tag, storage->queue, MSGQ_LOCK_APPEND);
+	msgq_queue_lock_tag(&tag, sequence, MSGQ_LOCK_APPEND);
 	if (LockAcquire(&tag, ExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
 		return PG_INT64_MIN;
-	horizon = msgq_last_id(storage->queue);
+	horizon = msgq_last_id(sequence);
 	(void) LockRelease(&tag, ExclusiveLock, false);
 	return horizon;
 }
