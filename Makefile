@@ -40,6 +40,17 @@ OBJS = \
 	src/history.o \
 	src/redrive.o \
 	src/poison.o \
+	src/table.o \
+	src/stream.o \
+	src/streamadmin.o \
+	src/append.o \
+	src/places.o \
+	src/sequencer.o \
+	src/reader.o \
+	src/grouplog.o \
+	src/consumer.o \
+	src/retention.o \
+	src/streamstats.o \
 	src/wakeup.o \
 	src/shared.o \
 	src/ring.o \
@@ -58,6 +69,7 @@ SQL_PARTS = \
 	src/sql/queues.sql \
 	src/sql/messages.sql \
 	src/sql/views.sql \
+	src/sql/streams.sql \
 	src/sql/operation.sql \
 	src/sql/rights.sql
 

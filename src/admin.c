@@ -7,7 +7,8 @@
  * after the caller's right was checked.  Names of queues are parameters or
  * quoted literals there; tables are named by the queue's number.
  *
- * Whoever changes msgq.queue, msgq.segment or msgq.store locks msgq.queue in
+ * Whoever changes msgq.queue, msgq.segment or msgq.store, or what describes
+ * streams (streamadmin.c), locks msgq.queue in
  * SHARE ROW EXCLUSIVE mode first, to the end of his transaction: so two of them
  * never meet, a name that was found free stays free, and readers go on.  A
  * change sends an invalidation (queue.c).  drop_queue then waits, in DROP
@@ -39,6 +40,7 @@
 #include "settings.h"
 #include "stats.h"
 #include "store.h"
+#include "stream.h"
 #include "wakeup.h"
 
 /* A new queue's ring, and each of several. */
@@ -50,11 +52,22 @@
  * ---------------------------------------------------------------------------
  */
 
-/* Nobody else changes queues until this transaction ends. */
-static void
-lock_queues(void)
+/* Nobody else changes queues or streams until this transaction ends. */
+void
+msgq_lock_metadata(void)
 {
 	LockRelationOid(msgq_relation_oid("queue"), ShareRowExclusiveLock);
+}
+
+/* Queues and streams share their names (42710). */
+static void
+refuse_stream_name(const char *name)
+{
+	if (msgq_stream_find(name))
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("stream \"%s\" already exists", name),
+				 errdetail("Queues and streams share their names.")));
 }
 
 /* Runs a command that has the queue's number as $1 and a name as $2. */
@@ -194,8 +207,8 @@ grant_all(int32 queue_id, Oid role)
  * Within msgq_spi_begin and _end: the owner may use any tablespace, and the
  * caller may not choose it.
  */
-static void
-use_default_tablespace(void)
+void
+msgq_use_default_tablespace(void)
 {
 	(void) set_config_option("default_tablespace", "",
 							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
@@ -223,7 +236,7 @@ create(const char *name, MsgqQueueRow *row)
 	row->nulls[Anum_queue_created_at - 1] = false;
 
 	msgq_spi_begin(&spi, msgq_storage_owner());
-	use_default_tablespace();
+	msgq_use_default_tablespace();
 	msgq_settings_insert(row);
 	msgq_spi_run("CREATE SEQUENCE msgq.q%d_id AS bigint CACHE 1", id);
 	msgq_handle_create(id, create_rings(id, row));
@@ -313,6 +326,7 @@ resolve_dead_letter_queue(const char *name, MsgqQueueRow *row)
 		return;
 	if (is_partner && msgq_queue_find(target) == NULL)
 	{
+		refuse_stream_name(target);
 		create_partner(target, row);
 		msgq_queue_changed();
 		CommandCounterIncrement();
@@ -369,7 +383,7 @@ msgq_create_queue(PG_FUNCTION_ARGS)
 	MsgqQueue  *queue;
 
 	msgq_begin_change("msgq.create_queue()");
-	msgq_check_new_name(name);
+	msgq_check_new_name(name, "queue");
 	for (AttrNumber column = MSGQ_FIRST_SETTING; column <= MSGQ_LAST_SETTING; column++)
 	{
 		int			n = column - MSGQ_FIRST_SETTING + 1;
@@ -384,7 +398,8 @@ msgq_create_queue(PG_FUNCTION_ARGS)
 				 errmsg("permission denied to create a queue"),
 				 errhint("Creating queues needs the privilege CREATE on schema msgq.")));
 
-	lock_queues();
+	msgq_lock_metadata();
+	refuse_stream_name(name);
 	queue = msgq_queue_find(name);
 	if (queue == NULL)
 	{
@@ -421,7 +436,7 @@ add_archive(const MsgqQueue *queue, const MsgqQueueRow *row)
 		queue->nstored[MSGQ_ARCHIVE] > 0)
 		return;
 	msgq_spi_begin(&spi, msgq_storage_owner());
-	use_default_tablespace();
+	msgq_use_default_tablespace();
 	msgq_store_create(queue->id, MSGQ_ARCHIVE);
 	msgq_store_comment(queue->id, NameStr(queue->name));
 	msgq_spi_end(&spi);
@@ -439,7 +454,7 @@ msgq_alter_queue(PG_FUNCTION_ARGS)
 	char	   *before;
 
 	msgq_begin_change("msgq.alter_queue()");
-	lock_queues();
+	msgq_lock_metadata();
 	queue = msgq_queue_get(name, MSGQ_RIGHT_ADMIN);
 	msgq_settings_read(queue->id, &row);
 	before = msgq_setting_as_text(&row, Anum_queue_dead_letter_queue);
@@ -496,6 +511,7 @@ rename_partner(const MsgqQueue *renamed, const char *new_name)
 	char	   *name = psprintf("%s%s", new_name, DEAD_LETTER_SUFFIX);
 
 	if (partner && strlen(name) < NAMEDATALEN && msgq_queue_find(name) == NULL &&
+		msgq_stream_find(name) == NULL &&
 		msgq_queue_has_right(partner, MSGQ_RIGHT_ADMIN))
 		rename_queue(partner, name);
 }
@@ -510,9 +526,10 @@ msgq_rename_queue(PG_FUNCTION_ARGS)
 	MsgqQueue  *queue;
 
 	msgq_begin_change("msgq.rename_queue()");
-	msgq_check_new_name(new_name);
-	lock_queues();
+	msgq_check_new_name(new_name, "queue");
+	msgq_lock_metadata();
 	queue = msgq_queue_get(name, MSGQ_RIGHT_ADMIN);
+	refuse_stream_name(new_name);
 	if (msgq_queue_find(new_name))
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
@@ -636,7 +653,7 @@ msgq_drop_queue(PG_FUNCTION_ARGS)
 	MsgqQueue  *queue;
 
 	msgq_begin_change("msgq.drop_queue()");
-	lock_queues();
+	msgq_lock_metadata();
 	queue = msgq_queue_find(name);
 	if (queue == NULL && if_exists)
 	{

@@ -1,12 +1,14 @@
 /*
  * admin.h
- *		Making the tables of a queue.
+ *		Making the tables of queues and streams.
  *
  * src/admin.h
  */
 #ifndef MSGQ_ADMIN_H
 #define MSGQ_ADMIN_H
 
+extern void msgq_lock_metadata(void);
+extern void msgq_use_default_tablespace(void);
 extern void msgq_segment_create(int32 queue_id, int n, int level, bool ordered,
 								const char *state);
 extern void msgq_handle_create(int32 queue_id, int nsegments);

@@ -10,13 +10,18 @@
 
 #include "catalog/pg_type.h"
 #include "mb/pg_wchar.h"
+#include "nodes/parsenodes.h"
 #include "utils/builtins.h"
+#include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 
 #include "argument.h"
 
 /* No interval may be longer: what is due later than this was a mistake. */
 #define MAX_INTERVAL_YEARS	100
+
+/* Header names that begin so are the server's. */
+#define RESERVED_PREFIX		"msgq-"
 
 /* Raises 22004 if the argument is NULL. */
 void
@@ -107,26 +112,30 @@ is_unprintable(const char *character)
 	return code < 0xa0 || code == 0x2028 || code == 0x2029;
 }
 
-/* The name of something to be made: 1 to 63 bytes of printable text (22023). */
+/*
+ * The name of something to be made, a queue perhaps: 1 to 63 bytes of
+ * printable text (22023).
+ */
 void
-msgq_check_new_name(const char *name)
+msgq_check_new_name(const char *name, const char *what)
 {
 	if (name[0] == '\0')
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("a queue's name must not be empty")));
+				 errmsg("a %s's name must not be empty", what)));
 	if (strlen(name) >= NAMEDATALEN)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("a queue's name must not be longer than %d bytes",
-						NAMEDATALEN - 1),
+				 errmsg("a %s's name must not be longer than %d bytes",
+						what, NAMEDATALEN - 1),
 				 errdetail("This one has %zu bytes.", strlen(name))));
 	for (const char *c = name; *c != '\0'; c += pg_mblen(c))
 	{
 		if (is_unprintable(c))
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("a queue's name must not contain control characters"),
+					 errmsg("a %s's name must not contain control characters",
+							what),
 					 errdetail("There is one at byte %d.", (int) (c - name) + 1)));
 	}
 }
@@ -224,4 +233,47 @@ msgq_array_elements(ArrayType *array, const char *argument, bool **nulls,
 	deconstruct_array(array, ARR_ELEMTYPE(array), length, by_value, alignment,
 					  &elements, nulls, n);
 	return elements;
+}
+
+/* A procedure that ends transactions cannot run where it may not (25001). */
+void
+msgq_refuse_transaction_block(FunctionCallInfo fcinfo, const char *command,
+							  const char *detail, const char *hint)
+{
+	CallContext *context = (CallContext *) fcinfo->context;
+
+	if (context && IsA(context, CallContext) && !context->atomic)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+			 errmsg("%s cannot run inside a transaction block", command),
+			 errdetail("%s", detail),
+			 errhint("%s", hint)));
+}
+
+/* Headers are a JSON object without names that are the server's (22023). */
+void
+msgq_check_headers(Jsonb *headers)
+{
+	JsonbIterator *iterator;
+	JsonbIteratorToken token;
+	JsonbValue	value;
+	int			reserved = strlen(RESERVED_PREFIX);
+
+	if (!JB_ROOT_IS_OBJECT(headers))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("headers must be a JSON object")));
+	iterator = JsonbIteratorInit(&headers->root);
+	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
+	{
+		if (token == WJB_KEY && value.val.string.len >= reserved &&
+			memcmp(value.val.string.val, RESERVED_PREFIX, reserved) == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("header \"%.*s\" is reserved",
+							value.val.string.len, value.val.string.val),
+					 errdetail("Names that begin with \"%s\" are set by the server.",
+							   RESERVED_PREFIX)));
+	}
 }

@@ -12,6 +12,7 @@
 
 #include "fmgr.h"
 #include "utils/array.h"
+#include "utils/jsonb.h"
 #include "utils/timestamp.h"
 
 extern void msgq_check_not_null(bool is_null, const char *argument);
@@ -22,12 +23,17 @@ extern int	msgq_arg_count(FunctionCallInfo fcinfo, int n, const char *argument);
 extern bool msgq_arg_bool(FunctionCallInfo fcinfo, int n, const char *argument);
 
 extern void msgq_check_name(const char *name, const char *argument);
-extern void msgq_check_new_name(const char *name);
+extern void msgq_check_new_name(const char *name, const char *what);
 extern void msgq_check_interval(const Interval *interval, const char *argument);
 extern int64 msgq_interval_span(const Interval *interval);
 extern TimestampTz msgq_time_after(TimestampTz now, const Interval *interval);
+extern void msgq_check_headers(Jsonb *headers);
 extern void msgq_check_array(ArrayType *array, const char *argument);
 extern Datum *msgq_array_elements(ArrayType *array, const char *argument,
 								  bool **nulls, int *n);
+extern void msgq_refuse_transaction_block(FunctionCallInfo fcinfo,
+										  const char *command,
+										  const char *detail,
+										  const char *hint);
 
 #endif							/* MSGQ_ARGUMENT_H */

@@ -233,7 +233,7 @@ msgq_dead_letter(MsgqStorage *storage, TupleTableSlot *row, MsgqReason reason,
 				   MSGQ_EXPIRED : MSGQ_DROPPED, 1);
 		return;
 	}
-	how.headers = msgq_history_add(storage->queue, row, reasons[reason], error,
+	how.headers = msgq_history_add(NameStr(storage->queue->name), row, reasons[reason], error,
 								   now);
 	msgq_store_copy(target, row, &how, now);
 	msgq_count(target->slot, MSGQ_SENT, 1);

@@ -5,7 +5,7 @@
  * The header is an array, the newest entry first, with one entry for each
  * queue and reason:
  *
- *	queue		the name that the queue had
+ *	queue		the name that the queue had, or the stream
  *	reason		max_deliveries, rejected, expired or overflow
  *	count		how often this queue gave it up for this reason
  *	first_at	when that was first, and
@@ -183,15 +183,15 @@ last_error(TupleTableSlot *row)
 
 /* The newest entry, which goes on from an earlier one of its kind. */
 static void
-push_entry(JsonbParseState **state, const MsgqQueue *queue, TupleTableSlot *row,
+push_entry(JsonbParseState **state, const char *queue, TupleTableSlot *row,
 		   const char *reason, const char *error, TimestampTz now)
 {
-	JsonbContainer *earlier = find_entry(row, NameStr(queue->name), reason);
+	JsonbContainer *earlier = find_entry(row, queue, reason);
 	char	   *count = earlier ? field_text(earlier, "count") : NULL;
 	char	   *first_at = earlier ? field_text(earlier, "first_at") : NULL;
 
 	pushJsonbValue(state, WJB_BEGIN_OBJECT, NULL);
-	push_string(state, "queue", NameStr(queue->name));
+	push_string(state, "queue", queue);
 	push_string(state, "reason", reason);
 	push_number(state, "count", count ? pg_strtoint64(count) + 1 : 1);
 	push_string(state, "first_at", first_at ? first_at : time_text(now));
@@ -216,11 +216,11 @@ push_earlier(JsonbParseState **state, JsonbContainer *entry)
 
 /* {"msgq-death": [...]}, with what happens now. */
 static Datum
-history(const MsgqQueue *queue, TupleTableSlot *row, const char *reason,
+history(const char *queue, TupleTableSlot *row, const char *reason,
 		const char *error, TimestampTz now)
 {
 	JsonbParseState *state = NULL;
-	JsonbContainer *same = find_entry(row, NameStr(queue->name), reason);
+	JsonbContainer *same = find_entry(row, queue, reason);
 	JsonbContainer *entry;
 
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
@@ -239,12 +239,12 @@ history(const MsgqQueue *queue, TupleTableSlot *row, const char *reason,
 }
 
 /*
- * The headers of a message that its queue gives up now, for this reason: with
+ * The headers of a message that its queue, or stream, gives up now, for this reason: with
  * an entry for that, into which the error of the last nack goes if the caller
  * gives none.
  */
 Datum
-msgq_history_add(const MsgqQueue *queue, TupleTableSlot *row,
+msgq_history_add(const char *queue, TupleTableSlot *row,
 				 const char *reason, const char *error, TimestampTz now)
 {
 	Datum		new_history = history(queue, row, reason, error, now);

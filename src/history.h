@@ -23,7 +23,7 @@ typedef struct MsgqDeath
 	TimestampTz died_at;
 } MsgqDeath;
 
-extern Datum msgq_history_add(const MsgqQueue *queue, TupleTableSlot *row,
+extern Datum msgq_history_add(const char *queue, TupleTableSlot *row,
 							  const char *reason, const char *error,
 							  TimestampTz now);
 extern bool msgq_history_last(TupleTableSlot *row, const char *except,

@@ -43,10 +43,12 @@
 #include "maintain.h"
 #include "owner.h"
 #include "poison.h"
+#include "retention.h"
 #include "ring.h"
 #include "shared.h"
 #include "stats.h"
 #include "store.h"
+#include "stream.h"
 #include "testing.h"
 #include "worker.h"
 
@@ -191,7 +193,7 @@ fail_step(MsgqMaintenance *m, int32 queue_id, MemoryContext context,
 	m->round.failed++;
 	ereport(WARNING,
 			(errcode(error->sqlerrcode),
-			 errmsg("could not maintain the queue with number %d: %s",
+			 errmsg("could not maintain the queue or stream with number %d: %s",
 					queue_id, error->message)));
 	FreeErrorData(error);
 }
@@ -624,7 +626,82 @@ maintain_stores(MsgqMaintenance *m)
 	pfree(work);
 }
 
-/* One round over all queues of the database. */
+static void
+turn_stream_step(MsgqMaintenance *m, int32 stream_id, int n)
+{
+	m->busy |= msgq_stream_turn_if_due(stream_id, &m->round);
+}
+
+static void
+complete_stream_step(MsgqMaintenance *m, int32 stream_id, int n)
+{
+	m->busy |= msgq_stream_complete(stream_id, &m->round);
+}
+
+static void
+drop_stream_step(MsgqMaintenance *m, int32 stream_id, int n)
+{
+	m->busy |= msgq_stream_drop_oldest(stream_id, &m->round);
+}
+
+static void
+group_log_step(MsgqMaintenance *m, int32 stream_id, int n)
+{
+	m->busy |= msgq_group_log_turn(stream_id, &m->round);
+}
+
+/*
+ * The numbers of all streams, in the current memory context, and when the
+ * first of them is due; 0 for never.
+ */
+static List *
+list_streams(MsgqMaintenance *m, TimestampTz *due)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	List	   *ids = NIL;
+	ListCell   *cell;
+
+	begin_step(m);
+	*due = 0;
+	foreach(cell, msgq_stream_list(MSGQ_RIGHT_NONE))
+	{
+		const MsgqStream *stream = lfirst(cell);
+		TimestampTz its_due = msgq_stream_due(stream);
+		MemoryContext before = MemoryContextSwitchTo(context);
+
+		ids = lappend_int(ids, stream->id);
+		MemoryContextSwitchTo(before);
+		if (its_due != 0 && (*due == 0 || its_due < *due))
+			*due = its_due;
+	}
+	end_step(m, context, owner);
+	return ids;
+}
+
+/* Turns and drops segments of streams, and their group logs. */
+static void
+maintain_streams(MsgqMaintenance *m)
+{
+	TimestampTz due;
+	List	   *ids = list_streams(m, &due);
+	ListCell   *cell;
+
+	foreach(cell, ids)
+	{
+		int32		id = lfirst_int(cell);
+
+		if (!m->by_hand && msgq_database_is_wanted(MyDatabaseId))
+			break;
+		run_step(m, turn_stream_step, id, 0);
+		run_step(m, complete_stream_step, id, 0);
+		run_step(m, drop_stream_step, id, 0);
+		run_step(m, group_log_step, id, 0);
+	}
+	list_free(ids);
+}
+
+/* One round over all queues and streams of the database. */
 static void
 maintain(MsgqMaintenance *m)
 {
@@ -632,6 +709,7 @@ maintain(MsgqMaintenance *m)
 	Work	   *work;
 
 	maintain_stores(m);
+	maintain_streams(m);
 	work = list_work(m, &n);
 	for (int i = 0; i < n; i++)
 	{
@@ -676,8 +754,9 @@ msgq_maintain_due(MsgqMaintenance *m)
 {
 	int			n;
 	Work	   *work = list_work(m, &n);
-	TimestampTz earliest = 0;
+	TimestampTz earliest;
 
+	list_free(list_streams(m, &earliest));
 	for (int i = 0; i < n; i++)
 	{
 		MsgqSlot   *slot = work[i].n != 0 ? NULL :

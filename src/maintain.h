@@ -16,6 +16,7 @@
 /* Kinds of advisory locks; SQL's are 1 and 2. */
 #define MSGQ_WORKER_LOCK	100
 #define MSGQ_ROUND_LOCK		101
+#define MSGQ_SEQUENCER_LOCK	102
 
 /* How long a step may wait for a lock, where it waits at all. */
 #define MSGQ_STEP_LOCK_TIMEOUT	"1s"

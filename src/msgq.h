@@ -20,9 +20,12 @@
 
 /* Errors that SQL has no code for. */
 #define ERRCODE_MSGQ_STALE_RECEIPT	MAKE_SQLSTATE('M','Q','0','0','1')
+#define ERRCODE_MSGQ_FENCED			MAKE_SQLSTATE('M','Q','0','0','2')
+#define ERRCODE_MSGQ_OTHER_LAST_ID	MAKE_SQLSTATE('M','Q','0','0','3')
 #define ERRCODE_MSGQ_PAUSED			MAKE_SQLSTATE('M','Q','0','0','4')
 #define ERRCODE_MSGQ_QUEUE_FULL		MAKE_SQLSTATE('M','Q','0','0','5')
 #define ERRCODE_MSGQ_KEY_REUSED		MAKE_SQLSTATE('M','Q','0','0','6')
+#define ERRCODE_MSGQ_POSITION_DROPPED	MAKE_SQLSTATE('M','Q','0','0','8')
 
 /* More messages or receipts in one call are refused. */
 #define MSGQ_MAX_BATCH		10000

@@ -466,7 +466,8 @@ take_ready(Receiver *receiver, MsgqSegment *segment)
 	if (view.position >= view.horizon)
 		view.horizon = Max(view.horizon,
 						   msgq_append_horizon(receiver->storage->queue->sequence,
-											   receiver->storage->slot));
+											   receiver->storage->slot,
+											   false));
 	(void) visit_range(receiver, segment, MSGQ_READY, view.position,
 					   PG_INT64_MAX, &visit);
 	msgq_frontier_advance(segment->ready, &view, &visit,
@@ -953,20 +954,6 @@ watch_until(Watch *watch)
 	}
 }
 
-static void
-refuse_transaction_block(FunctionCallInfo fcinfo)
-{
-	CallContext *context = (CallContext *) fcinfo->context;
-
-	if (context && IsA(context, CallContext) && !context->atomic)
-		return;
-	ereport(ERROR,
-			(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
-			 errmsg("msgq.wait() cannot run inside a transaction block"),
-			 errdetail("It ends transactions while it waits, so that it holds no snapshot."),
-			 errhint("Call it outside of a transaction, or use msgq.receive() with wait.")));
-}
-
 /* wait(queues, timeout, INOUT ready) */
 PG_FUNCTION_INFO_V1(msgq_wait);
 Datum
@@ -980,7 +967,9 @@ msgq_wait(PG_FUNCTION_ARGS)
 	Datum		value = (Datum) 0;
 	bool		is_null;
 
-	refuse_transaction_block(fcinfo);
+	msgq_refuse_transaction_block(fcinfo, "msgq.wait()",
+								  "It ends transactions while it waits, so that it holds no snapshot.",
+								  "Call it outside of a transaction, or use msgq.receive() with wait.");
 	elements = msgq_array_elements(DatumGetArrayTypeP(msgq_arg(fcinfo, 0, "queues")),
 								   "queues", NULL, &watch.n);
 	watch.names = palloc(sizeof(char *) * Max(watch.n, 1));

@@ -1,9 +1,9 @@
 /*
  * rights.c
- *		Gives and takes rights on queues.
+ *		Gives and takes rights on queues and streams.
  *
- * A right is a privilege on the queue's handle, the view msgq.q<id>, so that
- * dumps, DROP ROLE, REASSIGN OWNED and roles' memberships work as for any
+ * A right is a privilege on the handle, the view msgq.q<id> or msgq.s<id>, so
+ * that dumps, DROP ROLE, REASSIGN OWNED and roles' memberships work as for any
  * other object.  Whoever has the right admin may give and take all of them:
  * that is done as the storage's owner, who is then the grantor.
  *
@@ -23,6 +23,7 @@
 #include "argument.h"
 #include "owner.h"
 #include "queue.h"
+#include "stream.h"
 
 /* The privilege on the handle that stands for a right (else 22023). */
 static const char *
@@ -55,11 +56,31 @@ privilege_of(const char *right)
 /* One call of grant or revoke: arguments name, role, right. */
 typedef struct RightCall
 {
-	MsgqQueue  *queue;
+	Oid			handle;			/* of the queue or stream */
+	const char *handle_name;	/* as it stands in SQL */
 	const char *privilege;
 	Oid			role;			/* ACL_ID_PUBLIC for public */
 	const char *grantee;		/* as it stands in SQL */
 } RightCall;
+
+/* Finds the queue or stream of this name, of which the caller has admin. */
+static void
+find_handle(RightCall *call, const char *name)
+{
+	const MsgqStream *stream = msgq_stream_find(name);
+	const MsgqQueue *queue;
+
+	if (stream)
+	{
+		stream = msgq_stream_get(name, MSGQ_RIGHT_ADMIN);
+		call->handle = stream->handle;
+		call->handle_name = psprintf("msgq.s%d", stream->id);
+		return;
+	}
+	queue = msgq_queue_get(name, MSGQ_RIGHT_ADMIN);
+	call->handle = queue->handle;
+	call->handle_name = psprintf("msgq.q%d", queue->id);
+}
 
 static RightCall
 right_arguments(FunctionCallInfo fcinfo, const char *command)
@@ -71,7 +92,7 @@ right_arguments(FunctionCallInfo fcinfo, const char *command)
 
 	msgq_begin_change(command);
 	call.privilege = privilege_of(right);
-	call.queue = msgq_queue_get(name, MSGQ_RIGHT_ADMIN);
+	find_handle(&call, name);
 	if (strcmp(role, "public") == 0)
 	{
 		call.role = ACL_ID_PUBLIC;
@@ -84,7 +105,7 @@ right_arguments(FunctionCallInfo fcinfo, const char *command)
 	}
 
 	/* Two changes of one object's privileges at a time would fail. */
-	LockRelationOid(call.queue->handle, ShareUpdateExclusiveLock);
+	LockRelationOid(call.handle, ShareUpdateExclusiveLock);
 	return call;
 }
 
@@ -96,7 +117,7 @@ msgq_grant(PG_FUNCTION_ARGS)
 	MsgqSpi		spi;
 
 	msgq_spi_begin(&spi, msgq_storage_owner());
-	msgq_spi_run("GRANT %s ON msgq.q%d TO %s", call.privilege, call.queue->id,
+	msgq_spi_run("GRANT %s ON %s TO %s", call.privilege, call.handle_name,
 				 call.grantee);
 	msgq_spi_end(&spi);
 	PG_RETURN_VOID();
@@ -109,7 +130,7 @@ grantors_of(const RightCall *call, int *n)
 	MemoryContext caller = CurrentMemoryContext;
 	Oid			types[] = {OIDOID, OIDOID, TEXTOID};
 	Datum		values[] = {
-		ObjectIdGetDatum(call->queue->handle),
+		ObjectIdGetDatum(call->handle),
 		ObjectIdGetDatum(call->role),
 		CStringGetTextDatum(call->privilege)
 	};
@@ -150,8 +171,8 @@ msgq_revoke(PG_FUNCTION_ARGS)
 		MsgqSpi		spi;
 
 		msgq_spi_begin(&spi, grantors[i]);
-		msgq_spi_run("REVOKE %s ON msgq.q%d FROM %s CASCADE", call.privilege,
-					 call.queue->id, call.grantee);
+		msgq_spi_run("REVOKE %s ON %s FROM %s CASCADE", call.privilege,
+					 call.handle_name, call.grantee);
 		msgq_spi_end(&spi);
 	}
 	PG_RETURN_VOID();

@@ -139,7 +139,7 @@ extern bool msgq_storage_is_partial(const MsgqStorage *storage);
 extern MsgqAppend msgq_append_begin(Oid sequence, MsgqSlot *slot);
 extern void msgq_append_end(Oid sequence, MsgqSlot *slot, MsgqAppend append,
 							int64 last);
-extern int64 msgq_append_horizon(Oid sequence, MsgqSlot *slot);
+extern int64 msgq_append_horizon(Oid sequence, MsgqSlot *slot, bool wait);
 extern int64 msgq_last_id(Oid sequence);
 
 extern void msgq_segment_insert(MsgqSegment *segment, TupleTableSlot **rows,

@@ -37,9 +37,6 @@
 #include "testing.h"
 #include "wakeup.h"
 
-/* Header names that begin so are the server's. */
-#define RESERVED_PREFIX		"msgq-"
-
 #define MAX_GROUP_KEY_BYTES	255
 
 /* Rows, and bytes of bodies, that are inserted at once. */
@@ -307,37 +304,10 @@ store(const char *command, const char *name, Outgoing *out, int64 *ids)
  * ---------------------------------------------------------------------------
  */
 
-/* Headers are a JSON object without names that are the server's (22023). */
-static void
-check_headers(Jsonb *headers)
-{
-	JsonbIterator *iterator;
-	JsonbIteratorToken token;
-	JsonbValue	value;
-	int			reserved = strlen(RESERVED_PREFIX);
-
-	if (!JB_ROOT_IS_OBJECT(headers))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("headers must be a JSON object")));
-	iterator = JsonbIteratorInit(&headers->root);
-	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
-	{
-		if (token == WJB_KEY && value.val.string.len >= reserved &&
-			memcmp(value.val.string.val, RESERVED_PREFIX, reserved) == 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("header \"%.*s\" is reserved",
-							value.val.string.len, value.val.string.val),
-					 errdetail("Names that begin with \"%s\" are set by the server.",
-							   RESERVED_PREFIX)));
-	}
-}
-
 static void
 set_headers(Outgoing *out, int i, Datum headers)
 {
-	check_headers(DatumGetJsonbP(headers));
+	msgq_check_headers(DatumGetJsonbP(headers));
 	out->headers[i] = headers;
 	out->no_headers[i] = false;
 }

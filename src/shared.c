@@ -70,7 +70,7 @@
 
 /* "msgq", and a number to be raised with every change of the layout. */
 #define SHARED_MAGIC		0x6d736771
-#define SHARED_LAYOUT		4
+#define SHARED_LAYOUT		5
 
 #define DEFAULT_QUEUES		256
 
@@ -180,6 +180,7 @@ clear_slot(MsgqSlot *slot)
 	pg_atomic_write_u32(&slot->has_live, 0);
 	pg_atomic_write_u64(&slot->counted_at, 0);
 	pg_atomic_write_u32(&slot->nnotes, 0);
+	pg_atomic_write_u32(&slot->appended, 0);
 	pg_atomic_write_u64(&slot->notified, 0);
 }
 
@@ -199,6 +200,7 @@ init_slot(MsgqSlot *slot, int tranche, int nprocesses)
 	pg_atomic_init_u64(&slot->counted_at, 0);
 	pg_atomic_init_u64(&slot->counted_activity, 0);
 	pg_atomic_init_u32(&slot->nnotes, 0);
+	pg_atomic_init_u32(&slot->appended, 0);
 	pg_atomic_init_u64(&slot->notified, 0);
 	for (int i = 0; i < words_for(nprocesses); i++)
 		pg_atomic_init_u64(&slot->waiters[i], 0);
@@ -228,6 +230,9 @@ init_shared(void *memory)
 		pg_atomic_init_u32(&home->databases[i].active, 0);
 		pg_atomic_init_u32(&home->databases[i].wanted, 0);
 		pg_atomic_init_u32(&home->databases[i].worker_pid, 0);
+		pg_atomic_init_u32(&home->databases[i].sequencer_wanted, 0);
+		pg_atomic_init_u32(&home->databases[i].sequencer_pid, 0);
+		pg_atomic_init_u32(&home->databases[i].sequencer, 0);
 		pg_atomic_init_u64(&home->databases[i].due_at, 0);
 	}
 	for (int i = 0; i < home->nprocesses; i++)
@@ -733,6 +738,7 @@ msgq_database_free(MsgqDatabase *entry)
 {
 	pg_atomic_write_u32(&entry->active, 0);
 	pg_atomic_write_u32(&entry->wanted, 0);
+	pg_atomic_write_u32(&entry->sequencer_wanted, 0);
 	pg_atomic_write_u64(&entry->due_at, 0);
 	pg_atomic_write_u32(&entry->database, InvalidOid);
 }

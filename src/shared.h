@@ -95,6 +95,8 @@ typedef struct MsgqSlot
 	pg_atomic_uint32 nnotes;
 	MsgqNote	notes[MSGQ_MAX_NOTES];
 
+	pg_atomic_uint32 appended;	/* to a stream, since its sequencer looked */
+
 	pg_atomic_uint64 notified;	/* MSGQ_SENT when LISTENers were told last */
 
 	pg_atomic_uint64 waiters[FLEXIBLE_ARRAY_MEMBER];	/* a bit for each
@@ -108,6 +110,9 @@ typedef struct MsgqDatabase
 	pg_atomic_uint32 active;	/* used since a worker looked last */
 	pg_atomic_uint32 wanted;	/* the launcher was asked for a worker */
 	pg_atomic_uint32 worker_pid;	/* 0: no worker runs */
+	pg_atomic_uint32 sequencer_wanted;	/* the same for the sequencer */
+	pg_atomic_uint32 sequencer_pid;
+	pg_atomic_uint32 sequencer; /* its process number + 1, or 0 */
 	pg_atomic_uint64 due_at;	/* when there is something for a worker to do
 								 * though nobody uses msgq; 0: never */
 } MsgqDatabase;

@@ -637,10 +637,11 @@ msgq_last_id(Oid sequence_oid)
 
 /*
  * The horizon of this instant; PG_INT64_MIN if it cannot be told now.  A
- * horizon holds for ever.
+ * horizon holds for ever.  Without shared memory it can be told when nobody
+ * is appending: wait says whether to wait for that.
  */
 int64
-msgq_append_horizon(Oid sequence, MsgqSlot *slot)
+msgq_append_horizon(Oid sequence, MsgqSlot *slot, bool wait)
 {
 	LOCKTAG		tag;
 	int64		horizon;
@@ -653,7 +654,7 @@ msgq_append_horizon(Oid sequence, MsgqSlot *slot)
 		return horizon == PG_INT64_MIN ? horizon : horizon - 1;
 	}
 	msgq_queue_lock_tag(&tag, sequence, MSGQ_LOCK_APPEND);
-	if (LockAcquire(&tag, ExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
+	if (LockAcquire(&tag, ExclusiveLock, false, !wait) == LOCKACQUIRE_NOT_AVAIL)
 		return PG_INT64_MIN;
 	horizon = msgq_last_id(sequence);
 	(void) LockRelease(&tag, ExclusiveLock, false);

@@ -50,6 +50,8 @@ static const struct config_enum_entry points[] = {
 	{"group-examined", MSGQ_POINT_GROUP_EXAMINED, false},
 	{"settle-changed", MSGQ_POINT_SETTLE_CHANGED, false},
 	{"receive-opened", MSGQ_POINT_RECEIVE_OPENED, false},
+	{"sequence-horizon", MSGQ_POINT_SEQUENCE_HORIZON, false},
+	{"sequence-snapshot", MSGQ_POINT_SEQUENCE_SNAPSHOT, false},
 	{NULL, 0, false}
 };
 

@@ -31,7 +31,9 @@ typedef enum MsgqTestPoint
 	MSGQ_POINT_STORE_CHOSEN,	/* any: tables of a store chosen, not locked */
 	MSGQ_POINT_GROUP_EXAMINED,	/* receive: a group examined, nothing taken */
 	MSGQ_POINT_SETTLE_CHANGED,	/* settle: changed, its group not looked after */
-	MSGQ_POINT_RECEIVE_OPENED	/* receive: queue opened, nothing met */
+	MSGQ_POINT_RECEIVE_OPENED,	/* receive: queue opened, nothing met */
+	MSGQ_POINT_SEQUENCE_HORIZON,	/* sequence: horizon read, no snapshot */
+	MSGQ_POINT_SEQUENCE_SNAPSHOT	/* sequence: snapshot taken, nothing seen */
 } MsgqTestPoint;
 
 /* The setting msgq.test_point; MSGQ_POINT_NONE but in tests. */

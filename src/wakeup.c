@@ -69,6 +69,7 @@ typedef struct Mark
 	MsgqSlot   *slot;
 	int			at_commit;		/* messages */
 	int			at_abort;
+	bool		appended;		/* entries, to a stream */
 } Mark;
 
 static Mark *marks = NULL;
@@ -144,13 +145,12 @@ wake(MsgqSlot *slot, int messages)
 		;
 }
 
-static void
-mark(MsgqSlot *slot, int at_commit, int at_abort)
+/* What is to be done for this slot at the end of the transaction. */
+static Mark *
+mark_of(MsgqSlot *slot)
 {
 	int			i;
 
-	if (slot == NULL)
-		return;
 	for (i = 0; i < nmarks && marks[i].slot != slot; i++)
 		;
 	if (i == nmarks)
@@ -158,10 +158,22 @@ mark(MsgqSlot *slot, int at_commit, int at_abort)
 		marks = msgq_make_room(marks, nmarks, &marks_room, sizeof(Mark));
 		marks[i].slot = slot;
 		marks[i].at_commit = marks[i].at_abort = 0;
+		marks[i].appended = false;
 		nmarks++;
 	}
-	marks[i].at_commit = Min(marks[i].at_commit + at_commit, MSGQ_MAX_BATCH);
-	marks[i].at_abort = Min(marks[i].at_abort + at_abort, MSGQ_MAX_BATCH);
+	return &marks[i];
+}
+
+static void
+mark(MsgqSlot *slot, int at_commit, int at_abort)
+{
+	Mark	   *which;
+
+	if (slot == NULL)
+		return;
+	which = mark_of(slot);
+	which->at_commit = Min(which->at_commit + at_commit, MSGQ_MAX_BATCH);
+	which->at_abort = Min(which->at_abort + at_abort, MSGQ_MAX_BATCH);
 }
 
 /* So many messages become available if the transaction commits. */
@@ -178,6 +190,30 @@ msgq_wake_at_abort(MsgqSlot *slot, int messages)
 	mark(slot, 0, messages);
 }
 
+/* Entries can get their positions if the transaction commits. */
+void
+msgq_wake_sequencer_at_commit(MsgqSlot *slot)
+{
+	if (slot)
+		mark_of(slot)->appended = true;
+}
+
+/* There is something for the sequencer to look at.  Cannot fail. */
+static void
+wake_sequencer(void)
+{
+	bool		appended = false;
+
+	for (int i = 0; i < nmarks; i++)
+	{
+		if (marks[i].appended &&
+			pg_atomic_exchange_u32(&marks[i].slot->appended, 1) == 0)
+			appended = true;
+	}
+	if (appended)
+		msgq_sequencer_wake();
+}
+
 /*
  * The transaction is over, and what it did can be seen.  The slots are still
  * those of the queues: their tables are locked, or the wake-up is in vain.
@@ -190,6 +226,8 @@ msgq_wakeup_transaction_ended(bool committed)
 	pg_memory_barrier();
 	for (int i = 0; i < nmarks; i++)
 		wake(marks[i].slot, committed ? marks[i].at_commit : marks[i].at_abort);
+	if (committed)
+		wake_sequencer();
 	nmarks = 0;
 	msgq_worker_remind();
 }
@@ -203,10 +241,15 @@ msgq_wakeup_subtransaction_aborted(void)
 								 MSGQ_MAX_BATCH);
 }
 
-/* It is prepared: others will end it. */
+/*
+ * It is prepared: others will end it, and nobody will tell.  So the sequencer
+ * looks at its entries now, and then waits for its end.
+ */
 void
 msgq_wakeup_forget(void)
 {
+	pg_memory_barrier();
+	wake_sequencer();
 	nmarks = 0;
 }
 

@@ -16,6 +16,7 @@ extern int	msgq_poll_interval;
 extern void msgq_wakeup_init(void);
 
 extern void msgq_wake_at_commit(MsgqSlot *slot, int messages);
+extern void msgq_wake_sequencer_at_commit(MsgqSlot *slot);
 extern void msgq_wake_at_abort(MsgqSlot *slot, int messages);
 extern void msgq_wakeup_transaction_ended(bool committed);
 extern void msgq_wakeup_subtransaction_aborted(void);

@@ -23,6 +23,11 @@
  * preloaded, a hook tells the worker of that database to end beforehand,
  * whatever it is doing.
  *
+ * A second worker of each database, the sequencer, gives positions in streams
+ * (sequencer.c).  It is a process of its own since entries wait for it, and a
+ * round of the other one can take long.  It is started and ended in the same
+ * ways.  Who appends wakes it by its latch.
+ *
  * There is no worker in recovery, in binary upgrade, or with msgq.worker off.
  *
  * Rights.  The worker connects as the bootstrap superuser, as autovacuum does,
@@ -62,6 +67,7 @@
 
 #include "maintain.h"
 #include "queue.h"
+#include "sequencer.h"
 #include "shared.h"
 #include "testing.h"
 #include "worker.h"
@@ -77,6 +83,10 @@
 
 /* A backend asks for a worker at most this often, without a launcher. */
 #define ASK_TIME			(10 * USECS_PER_SEC)
+#define SEQUENCER_ASK_TIME	(1 * USECS_PER_SEC)
+
+/* The same for a sequencer that is told when somebody wants the database. */
+#define SEQUENCER_IDLE_TIME	(60 * USECS_PER_SEC)
 
 /* The launcher looks, and starts a worker in a database, at most this often. */
 #define START_TIME			USECS_PER_SEC
@@ -105,34 +115,42 @@ static void utility_hook(PlannedStmt *statement, const char *query,
 
 PGDLLEXPORT void msgq_launcher_main(Datum arg);
 PGDLLEXPORT void msgq_worker_main(Datum arg);
+PGDLLEXPORT void msgq_sequencer_main(Datum arg);
 
 /* ---------------------------------------------------------------------------
  * One worker at a time
  * ---------------------------------------------------------------------------
  */
 
-/* For as long as the process lives. */
+/* For as long as the process lives; kind says which worker it is. */
 static bool
-lock_worker(void)
+lock_worker(int kind)
 {
 	LOCKTAG		tag;
 
-	msgq_worker_lock_tag(&tag, MSGQ_WORKER_LOCK);
+	msgq_worker_lock_tag(&tag, kind);
 	return LockAcquire(&tag, ExclusiveLock, true, true) !=
 		LOCKACQUIRE_NOT_AVAIL;
 }
 
-/* Does a worker run in this database? */
-bool
-msgq_worker_runs(void)
+/* Does a worker of this kind run in this database? */
+static bool
+runs(int kind)
 {
 	LOCKTAG		tag;
 
-	msgq_worker_lock_tag(&tag, MSGQ_WORKER_LOCK);
+	msgq_worker_lock_tag(&tag, kind);
 	if (LockAcquire(&tag, ShareLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
 		return true;
 	(void) LockRelease(&tag, ShareLock, false);
 	return false;
+}
+
+/* Does the worker run in this database? */
+bool
+msgq_worker_runs(void)
+{
+	return runs(MSGQ_WORKER_LOCK);
 }
 
 /* ---------------------------------------------------------------------------
@@ -158,11 +176,14 @@ describe_worker(BackgroundWorker *worker, const char *name,
 
 /* Asks the postmaster for a worker; false if it has no room for one. */
 static bool
-start_worker(Oid database)
+start_worker(Oid database, int kind)
 {
 	BackgroundWorker worker;
 
-	describe_worker(&worker, "msgq worker", "msgq_worker_main");
+	if (kind == MSGQ_WORKER_LOCK)
+		describe_worker(&worker, "msgq worker", "msgq_worker_main");
+	else
+		describe_worker(&worker, "msgq sequencer", "msgq_sequencer_main");
 	worker.bgw_main_arg = ObjectIdGetDatum(database);
 	return RegisterDynamicBackgroundWorker(&worker, NULL);
 }
@@ -273,7 +294,54 @@ msgq_worker_want(void)
 		return;
 	asked_at = now;
 	if (!RecoveryInProgress() && !msgq_worker_runs())
-		(void) start_worker(MyDatabaseId);
+		(void) start_worker(MyDatabaseId, MSGQ_WORKER_LOCK);
+}
+
+/*
+ * This backend uses a stream: there should be a sequencer.  As cheap, and never
+ * raises an error either.
+ */
+void
+msgq_sequencer_want(void)
+{
+	static TimestampTz asked_at = 0;
+	MsgqDatabase *entry;
+	TimestampTz now;
+
+	if (!msgq_worker_enabled || IsBinaryUpgrade || am_worker)
+		return;
+	entry = used_database = msgq_database_get(MyDatabaseId);
+	if (entry && pg_atomic_read_u32(&entry->sequencer) != 0)
+		return;
+	if (entry && msgq_shared_preloaded())
+	{
+		if (pg_atomic_exchange_u32(&entry->sequencer_wanted, 1) == 0)
+			msgq_launcher_wake();
+		return;
+	}
+	now = GetCurrentTimestamp();
+	if (asked_at <= now && now < asked_at + SEQUENCER_ASK_TIME)
+		return;
+	asked_at = now;
+	if (!RecoveryInProgress() && !runs(MSGQ_SEQUENCER_LOCK))
+		(void) start_worker(MyDatabaseId, MSGQ_SEQUENCER_LOCK);
+}
+
+/* There are entries without positions.  After a commit: cannot fail. */
+void
+msgq_sequencer_wake(void)
+{
+	uint32		sequencer;
+
+	if (!used_database)
+		return;
+	pg_memory_barrier();
+	sequencer = pg_atomic_read_u32(&used_database->sequencer);
+	if (sequencer != 0)
+		SetLatch(&ProcGlobal->allProcs[sequencer - 1].procLatch);
+	else if (msgq_shared_preloaded() &&
+			 pg_atomic_exchange_u32(&used_database->sequencer_wanted, 1) == 0)
+		msgq_launcher_wake();
 }
 
 /* ---------------------------------------------------------------------------
@@ -315,7 +383,7 @@ list_databases(void)
  * there is no room for one.
  */
 static bool
-start_if_there(Oid database, MsgqDatabase *entry)
+start_if_there(Oid database, MsgqDatabase *entry, int kind)
 {
 	bool		done = true;
 
@@ -326,7 +394,7 @@ start_if_there(Oid database, MsgqDatabase *entry)
 			msgq_database_free(entry);
 	}
 	else if (!msgq_database_is_wanted(database))
-		done = start_worker(database);
+		done = start_worker(database, kind);
 	CommitTransactionCommand();
 	return done;
 }
@@ -364,8 +432,41 @@ start_where_wanted(void)
 			continue;
 		pg_atomic_write_u32(&entry->wanted, 0);
 		*started = now;
-		(void) start_if_there(pg_atomic_read_u32(&entry->database), entry);
+		(void) start_if_there(pg_atomic_read_u32(&entry->database), entry,
+							  MSGQ_WORKER_LOCK);
 	}
+}
+
+/* The same for sequencers. */
+static void
+start_sequencers_where_wanted(void)
+{
+	static TimestampTz started_at[MSGQ_MAX_DATABASES];
+	TimestampTz now = GetCurrentTimestamp();
+	MsgqDatabase *entry;
+	int			i = 0;
+
+	while ((entry = msgq_database_next(&i)) != NULL)
+	{
+		TimestampTz *started = &started_at[i - 1];
+
+		if (pg_atomic_read_u32(&entry->sequencer) != 0 ||
+			pg_atomic_read_u32(&entry->sequencer_wanted) == 0 ||
+			(*started <= now && now - *started < START_TIME))
+			continue;
+		pg_atomic_write_u32(&entry->sequencer_wanted, 0);
+		*started = now;
+		(void) start_if_there(pg_atomic_read_u32(&entry->database), entry,
+							  MSGQ_SEQUENCER_LOCK);
+	}
+}
+
+/* There may be segments to be reclaimed, and entries without positions. */
+static bool
+visit(Oid database)
+{
+	return start_if_there(database, NULL, MSGQ_WORKER_LOCK) &&
+		start_if_there(database, NULL, MSGQ_SEQUENCER_LOCK);
 }
 
 /* The database that a command needs for itself alone, or NULL. */
@@ -413,9 +514,12 @@ utility_hook(PlannedStmt *statement, const char *query, bool read_only_tree,
 	MsgqDatabase *entry = OidIsValid(database) ?
 	msgq_database_find(database) : NULL;
 	uint32		worker = entry ? pg_atomic_read_u32(&entry->worker_pid) : 0;
+	uint32		sequencer = entry ? pg_atomic_read_u32(&entry->sequencer_pid) : 0;
 
 	if (worker != 0)
 		(void) kill((pid_t) worker, SIGTERM);
+	if (sequencer != 0)
+		(void) kill((pid_t) sequencer, SIGTERM);
 	if (previous_utility_hook)
 		previous_utility_hook(statement, query, read_only_tree, context, params,
 							  environment, receiver, completion);
@@ -452,8 +556,9 @@ msgq_launcher_main(Datum arg)
 		if (msgq_worker_enabled)
 		{
 			start_where_wanted();
+			start_sequencers_where_wanted();
 			/* One at a time: others want processes, too. */
-			if (unvisited != NIL && start_if_there(linitial_oid(unvisited), NULL))
+			if (unvisited != NIL && visit(linitial_oid(unvisited)))
 				unvisited = list_delete_first(unvisited);
 		}
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
@@ -486,7 +591,7 @@ enter_database(void)
 
 	StartTransactionCommand();
 	entered = OidIsValid(get_extension_oid("msgq", true)) &&
-		OidIsValid(msgq_relation_oid("queue")) && lock_worker();
+		OidIsValid(msgq_relation_oid("queue")) && lock_worker(MSGQ_WORKER_LOCK);
 	CommitTransactionCommand();
 	entry = entered ? msgq_database_get(MyDatabaseId) :
 		msgq_database_find(MyDatabaseId);
@@ -546,6 +651,24 @@ sleep_until(TimestampTz until)
 		CHECK_FOR_INTERRUPTS();
 		reload_if_told();
 	}
+}
+
+/* Sleeps until then, or until somebody wakes us; false if it is time to leave. */
+static bool
+sleep_until_woken(TimestampTz until)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (!msgq_worker_enabled || msgq_database_is_wanted(MyDatabaseId))
+		return false;
+	if (until > now)
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 Min(LOOK_TIME, TimestampDifferenceMilliseconds(now, until)),
+						 msgq_wait_event());
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+	reload_if_told();
+	return true;
 }
 
 /* What happens in a database must not depend on its settings. */
@@ -653,4 +776,103 @@ msgq_worker_main(Datum arg)
 
 	msgq_maintain_remember(&m);
 	work(&m);
+}
+
+/* ---------------------------------------------------------------------------
+ * The sequencer
+ * ---------------------------------------------------------------------------
+ */
+
+static void
+leave_sequencer(int code, Datum entry)
+{
+	MsgqDatabase *database = (MsgqDatabase *) DatumGetPointer(entry);
+
+	pg_atomic_write_u32(&database->sequencer, 0);
+	pg_atomic_write_u32(&database->sequencer_pid, 0);
+}
+
+/* We are the sequencer: who appends wakes us from now on. */
+static void
+enter_sequencer(MsgqDatabase *entry)
+{
+	if (entry == NULL)
+		return;
+	pg_atomic_write_u32(&entry->sequencer_pid, MyProcPid);
+	pg_atomic_write_u32(&entry->sequencer, msgq_my_process_number() + 1);
+	pg_memory_barrier();
+}
+
+/* Is this the one sequencer of a database that has msgq? */
+static bool
+may_sequence(void)
+{
+	bool		may;
+
+	StartTransactionCommand();
+	may = OidIsValid(get_extension_oid("msgq", true)) &&
+		OidIsValid(msgq_relation_oid("stream")) &&
+		lock_worker(MSGQ_SEQUENCER_LOCK);
+	CommitTransactionCommand();
+	return may;
+}
+
+/*
+ * Gives positions until there was nothing to do for a time.  Who appends as we
+ * leave may have seen us still, and asked nobody else: so after we have left we
+ * look once more.
+ */
+static void
+sequence_until_idle(MsgqDatabase *entry)
+{
+	TimestampTz idle_time = msgq_shared_preloaded() ?
+	SEQUENCER_IDLE_TIME : IDLE_TIME;
+	TimestampTz last_busy = GetCurrentTimestamp();
+	Oid			table = extension_table();
+
+	enter_sequencer(entry);
+	while (extension_table() == table)
+	{
+		TimestampTz next;
+
+		pgstat_report_activity(STATE_RUNNING, "giving positions");
+		next = msgq_sequence_round();
+		pgstat_report_stat(false);
+		pgstat_report_activity(STATE_IDLE, NULL);
+		if (next != 0)
+			last_busy = GetCurrentTimestamp();
+		else if (GetCurrentTimestamp() - last_busy > idle_time)
+		{
+			if (entry)
+				leave_sequencer(0, PointerGetDatum(entry));
+			pg_memory_barrier();
+			if (msgq_sequence_round() == 0)
+				return;
+			enter_sequencer(entry);
+		}
+		if (!sleep_until_woken(next != 0 ? next : GetCurrentTimestamp() +
+							   LOOK_TIME * INT64CONST(1000)))
+			return;
+	}
+}
+
+void
+msgq_sequencer_main(Datum arg)
+{
+	MsgqDatabase *entry;
+
+	am_worker = true;
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(arg), InvalidOid, 0);
+	pgstat_report_appname("msgq sequencer");
+	pin_settings();
+	SetConfigOption("lock_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+	if (!may_sequence())
+		return;
+	entry = msgq_database_get(MyDatabaseId);
+	if (entry)
+		before_shmem_exit(leave_sequencer, PointerGetDatum(entry));
+	sequence_until_idle(entry);
 }

@@ -34,6 +34,21 @@ CREATE TYPE msgq.message AS (
 COMMENT ON TYPE msgq.message IS
 'a delivered or inspected message: either body or data is set; receipt is opaque and names one delivery; deliveries counts how often it was handed out, failures how often it came back by nack, by expire_lease, by the end of a lease, or by the rollback of a pop; group_key is what an ordered queue goes by';
 
+CREATE TYPE msgq.entry AS (
+	partition int,
+	position bigint,
+	id bigint,
+	receipt uuid,
+	key text,
+	appended_at timestamptz,
+	headers jsonb,
+	body jsonb,
+	data bytea
+);
+
+COMMENT ON TYPE msgq.entry IS
+'an entry of a stream: position is its place in its partition, from 1 on without gaps; either body or data is set, or neither where the key was deleted (a tombstone); receipt is opaque, names one delivery to a group, and comes from msgq.poll only';
+
 /*
  * One row for each queue.  Columns after created_at are the settings, in the
  * order of msgq.create_queue's arguments, and what msgq.pause has paused;
@@ -120,8 +135,77 @@ CREATE TABLE msgq.queue_total (
 COMMENT ON TABLE msgq.queue_total IS
 'counters of each queue as they were when they were last saved, in the order of the columns of msgq.queue_stats';
 
+/*
+ * Streams.  Their numbers come from msgq.queue_id too, so that no queue has the
+ * same.  src/stream.h mirrors the attribute numbers of these tables.  Positions
+ * are arrays with one element for each partition, the first one for partition
+ * 0; where an array is too short, its partition begins at 1.
+ *
+ * The entries of a stream before first_positions are gone.  group_log says
+ * which of the tables msgq.s<id>_g1 and _g2 takes the positions of groups.
+ */
+CREATE TABLE msgq.stream (
+	id int NOT NULL PRIMARY KEY,
+	name text COLLATE "C" NOT NULL UNIQUE,
+	created_at timestamptz NOT NULL,
+	retention interval,
+	retention_bytes bigint,
+	retention_entries bigint,
+	hold_for_groups boolean NOT NULL,
+	dead_letter_queue text COLLATE "C",
+	max_deliveries int NOT NULL,
+	max_held_bytes bigint,
+	group_log int NOT NULL CHECK (group_log IN (1, 2)),
+	first_positions bigint[] NOT NULL
+);
+
+COMMENT ON TABLE msgq.stream IS
+'the streams and their settings; written by msgq.create_stream and its kin only; read msgq.streams instead';
+
+/*
+ * The segments of a stream: number n is the tables msgq.s<stream_id>_<n> of
+ * entries and msgq.s<stream_id>_p<n> of positions; src/retention.c tells how
+ * they take turns.  Entries are spread over so many partitions.  The ids of a
+ * segment are not below first_id, and the positions that were given while it
+ * was active begin at start_positions.  All its entries had their positions,
+ * before end_positions, at complete_at.
+ */
+CREATE TABLE msgq.stream_segment (
+	stream_id int NOT NULL,
+	n int NOT NULL,
+	state text COLLATE "C" NOT NULL CHECK (state IN ('active', 'full', 'empty')),
+	turn bigint NOT NULL,
+	partitions int NOT NULL,
+	first_id bigint NOT NULL,
+	start_positions bigint[] NOT NULL,
+	end_positions bigint[],
+	opened_at timestamptz,
+	complete_at timestamptz,
+	PRIMARY KEY (stream_id, n)
+);
+
+COMMENT ON TABLE msgq.stream_segment IS
+'the segments of each stream: active takes new entries, full ones are read until their entries are older than the retention, empty ones hold none';
+
+CREATE SEQUENCE msgq.stream_group_id AS int CACHE 1;
+
+CREATE TABLE msgq.stream_group (
+	stream_id int NOT NULL,
+	name text COLLATE "C" NOT NULL,
+	id int NOT NULL UNIQUE,
+	created_at timestamptz NOT NULL,
+	PRIMARY KEY (stream_id, name)
+);
+
+COMMENT ON TABLE msgq.stream_group IS
+'the consumer groups of each stream; where they are is in msgq.s<stream_id>_g1 and _g2';
+
 SELECT pg_catalog.pg_extension_config_dump('msgq.queue_id', '');
 SELECT pg_catalog.pg_extension_config_dump('msgq.queue', '');
 SELECT pg_catalog.pg_extension_config_dump('msgq.segment', '');
 SELECT pg_catalog.pg_extension_config_dump('msgq.store', '');
 SELECT pg_catalog.pg_extension_config_dump('msgq.queue_total', '');
+SELECT pg_catalog.pg_extension_config_dump('msgq.stream', '');
+SELECT pg_catalog.pg_extension_config_dump('msgq.stream_segment', '');
+SELECT pg_catalog.pg_extension_config_dump('msgq.stream_group_id', '');
+SELECT pg_catalog.pg_extension_config_dump('msgq.stream_group', '');

@@ -1,0 +1,610 @@
+/*
+ * retention.c
+ *		Drops what is old in streams, a segment at a time.
+ *
+ * A segment is a table of entries and a table of places.  Its states, in
+ * msgq.stream_segment:
+ *
+ *	active		takes new entries, and all places that are given meanwhile
+ *	full		is read; complete_at tells when it had nothing left to wait for
+ *	empty		was truncated, and can become active
+ *
+ *	active -> full, empty -> active		the active one is large or old: a turn
+ *	full, then complete					all its entries have positions
+ *	full -> empty						its entries are older than the retention
+ *
+ * Turn.  It takes the sequence lock (sequencer.c), so that the positions that
+ * the new segment begins with are those of the next step.  It does not wait
+ * for appenders: one who has begun to append to the old segment may go on.
+ * Each of them holds RowExclusive on its table to the end of his transaction.
+ *
+ * Completion.  So when ShareLock on a full table can be had, nobody will append
+ * to it any more, and what was appended is committed or undone.  Then one more
+ * step gives positions to all of it, and the positions that come next then are
+ * the segment's end: all its entries lie before.
+ *
+ * Dropping.  Only the oldest segment is dropped, when it is complete and one of
+ * the limits allows it.  Everything before its end is dropped then, in every
+ * partition, also what lies in the next segment but got its position before: so
+ * what is left is a part of the log without gaps, and first_positions says
+ * where it begins.  By age a segment is dropped when it was complete for so
+ * long: then all that lies before its end is older.
+ *
+ * It is emptied by TRUNCATE, with AccessExclusive on both of its tables, if
+ * these can be had at once: readers hold theirs for the call only.  An older
+ * snapshot of somebody who begins to read by SQL later sees an empty table; by
+ * the functions everybody reads with new snapshots, and gets an error (MQ008).
+ *
+ * A group that has not read the segment's entries keeps it, if the stream has
+ * hold_for_groups, unless it holds more than max_held_bytes.
+ *
+ * Group logs take turns as well, see grouplog.c.
+ *
+ * src/retention.c
+ */
+#include "msgq.h"
+
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "miscadmin.h"
+#include "storage/bufmgr.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#include "admin.h"
+#include "argument.h"
+#include "consumer.h"
+#include "owner.h"
+#include "places.h"
+#include "retention.h"
+#include "segment.h"
+#include "sequencer.h"
+#include "stats.h"
+#include "streamadmin.h"
+#include "testing.h"
+
+/* A limit is divided into so many segments. */
+#define SEGMENTS_PER_LIMIT	8
+
+/* A segment is not turned before it has this size, nor left much above that. */
+#define MIN_SEGMENT_BYTES	(INT64CONST(1) * 1024 * 1024)
+#define MAX_SEGMENT_BYTES	(INT64CONST(256) * 1024 * 1024)
+
+/* Beyond this size, a stream's segments grow with it. */
+#define MAX_SEGMENTS		32
+
+/* A group log is turned when it has this size. */
+#define GROUP_LOG_BYTES		(INT64CONST(16) * 1024 * 1024)
+
+/* ---------------------------------------------------------------------------
+ * Sizes and positions
+ * ---------------------------------------------------------------------------
+ */
+
+/* Bytes of a table with its indexes and TOAST; 0 if it has gone. */
+static int64
+table_bytes(Oid table)
+{
+	return DatumGetInt64(DirectFunctionCall1(pg_total_relation_size,
+											 ObjectIdGetDatum(table)));
+}
+
+static int64
+segment_bytes(const MsgqStreamSegment *segment)
+{
+	return table_bytes(segment->entries) + table_bytes(segment->places);
+}
+
+static int64
+stream_bytes(const MsgqStream *stream)
+{
+	int64		bytes = 0;
+
+	for (int i = 0; i < stream->nsegments; i++)
+		bytes += segment_bytes(&stream->segments[i]);
+	return bytes;
+}
+
+/* The positions that come next, for each partition: palloc'd. */
+static int64 *
+end_positions(const MsgqStream *stream)
+{
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	int64	   *end = palloc(sizeof(int64) * stream->npartitions);
+
+	for (int p = 0; p < stream->npartitions; p++)
+		end[p] = msgq_places_end_position(stream, p, snapshot);
+	UnregisterSnapshot(snapshot);
+	return end;
+}
+
+/* Nobody else changes metadata until we commit, or false. */
+static bool
+try_lock_metadata(void)
+{
+	return ConditionalLockRelationOid(msgq_relation_oid("queue"),
+									  ShareRowExclusiveLock);
+}
+
+/*
+ * The stream of this number, with metadata locked; NULL if it has gone, or is
+ * being restored, or somebody is in the way.
+ */
+static const MsgqStream *
+lock_stream(int32 stream_id, MsgqRound *round)
+{
+	const MsgqStream *stream;
+
+	if (!try_lock_metadata())
+	{
+		round->waiting++;
+		return NULL;
+	}
+	stream = msgq_stream_find_by_id(stream_id);
+	return stream && msgq_stream_is_complete(stream) ? stream : NULL;
+}
+
+/* ---------------------------------------------------------------------------
+ * Turning
+ * ---------------------------------------------------------------------------
+ */
+
+/* The number of an empty segment, which is made if there is none; within SPI. */
+static int
+find_empty_segment(const MsgqStream *stream)
+{
+	bool		is_null;
+	int			n;
+
+	msgq_spi_run("SELECT min(n) FROM msgq.stream_segment "
+				 "WHERE stream_id = %d AND state = 'empty'", stream->id);
+	n = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
+									1, &is_null));
+	if (!is_null)
+		return n;
+	msgq_spi_run("INSERT INTO msgq.stream_segment (stream_id, n, state, turn, partitions, "
+				 "first_id, start_positions) "
+				 "SELECT %1$d, max(n) + 1, 'empty', 0, 1, 1, '{}' "
+				 "FROM msgq.stream_segment WHERE stream_id = %1$d RETURNING n",
+				 stream->id);
+	n = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
+									1, &is_null));
+	msgq_use_default_tablespace();
+	msgq_stream_segment_create(stream->id, n, NameStr(stream->name));
+	msgq_stream_handle_create(stream->id);
+	return n;
+}
+
+/*
+ * Makes an empty segment active, whose entries are spread over so many
+ * partitions.  The caller has locked metadata.
+ */
+void
+msgq_stream_turn(const MsgqStream *stream, int partitions)
+{
+	const MsgqStreamSegment *active = msgq_stream_active(stream);
+	Oid			types[] = {INT8OID, INT8ARRAYOID, TIMESTAMPTZOID};
+	Datum		values[3];
+	MsgqStreamSegment next = {0};
+	LOCKTAG		tag;
+	MsgqSpi		spi;
+	int			n;
+
+	msgq_stream_lock_tag(&tag, stream, 0, MSGQ_SEQUENCE_LOCK);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+	values[0] = Int64GetDatum(msgq_last_id(stream->sequence) + 1);
+	values[1] = msgq_positions_array(end_positions(stream), stream->npartitions);
+	values[2] = TimestampTzGetDatum(msgq_now());
+
+	msgq_spi_begin(&spi, msgq_storage_owner());
+	n = find_empty_segment(stream);
+	msgq_spi_run("UPDATE msgq.stream_segment SET state = 'full' "
+				 "WHERE stream_id = %d AND n = %d", stream->id, active->n);
+	msgq_spi_run_with(psprintf("UPDATE msgq.stream_segment SET state = 'active', turn = "
+							   INT64_FORMAT ", partitions = %d, first_id = $1, "
+							   "start_positions = $2, end_positions = NULL, "
+							   "opened_at = $3, complete_at = NULL "
+							   "WHERE stream_id = %d AND n = %d",
+							   active->turn + 1, partitions, stream->id, n),
+					  SPI_OK_UPDATE, lengthof(types), types, values, NULL, false);
+	msgq_spi_end(&spi);
+	CommandCounterIncrement();
+
+	next.places = msgq_relation_oid(psprintf("s%d_p%d", stream->id, n));
+	msgq_sequence_first_step(stream, &next);
+	msgq_queue_changed();
+	CommandCounterIncrement();
+}
+
+/* How large may the active segment become? */
+static int64
+segment_limit(const MsgqStream *stream)
+{
+	int64		limit = Max(MAX_SEGMENT_BYTES, stream_bytes(stream) / MAX_SEGMENTS);
+
+	if (stream->retention_bytes > 0)
+		limit = Min(limit, stream->retention_bytes / SEGMENTS_PER_LIMIT);
+	return Max(limit, MIN_SEGMENT_BYTES);
+}
+
+/* Entries since the active segment was opened. */
+static int64
+active_entries(const MsgqStream *stream)
+{
+	int64	   *end = end_positions(stream);
+	int64		entries = 0;
+
+	for (int p = 0; p < stream->npartitions; p++)
+		entries += end[p] - msgq_stream_active(stream)->start[p];
+	return entries;
+}
+
+/* When has a segment that was opened then to be turned, by its age? */
+static TimestampTz
+turn_time(const MsgqStream *stream)
+{
+	if (!stream->has_retention)
+		return DT_NOEND;
+	return msgq_stream_active(stream)->opened_at +
+		msgq_interval_span(&stream->retention) / SEGMENTS_PER_LIMIT;
+}
+
+static bool
+turn_is_due(const MsgqStream *stream)
+{
+	int64		entries = active_entries(stream);
+
+	if (entries == 0)
+		return false;
+	return segment_bytes(msgq_stream_active(stream)) >= segment_limit(stream) ||
+		(stream->retention_entries > 0 &&
+		 entries >= Max(1, stream->retention_entries / SEGMENTS_PER_LIMIT)) ||
+		turn_time(stream) <= msgq_now();
+}
+
+/* Turns a stream if its active segment is large or old; true if it did. */
+bool
+msgq_stream_turn_if_due(int32 stream_id, MsgqRound *round)
+{
+	const MsgqStream *stream = msgq_stream_find_by_id(stream_id);
+
+	if (stream == NULL || !msgq_stream_is_complete(stream) ||
+		!turn_is_due(stream))
+		return false;
+	stream = lock_stream(stream_id, round);
+	if (stream == NULL || !turn_is_due(stream))
+		return false;
+	msgq_stream_turn(stream, msgq_stream_active(stream)->partitions);
+	round->turned++;
+	return true;
+}
+
+/* ---------------------------------------------------------------------------
+ * Completing
+ * ---------------------------------------------------------------------------
+ */
+
+/* The oldest full segment that is not complete; NULL if there is none. */
+static const MsgqStreamSegment *
+incomplete_segment(const MsgqStream *stream)
+{
+	for (int i = 0; i < stream->nsegments - 1; i++)
+	{
+		if (stream->segments[i].complete_at == 0)
+			return &stream->segments[i];
+	}
+	return NULL;
+}
+
+/* Steps until all that was appended by now was looked at. */
+static bool
+sequence_all(const MsgqStream *stream)
+{
+	int64		last = msgq_last_id(stream->sequence);
+	MsgqSequenceStep step;
+
+	do
+	{
+		if (!msgq_sequence_step(stream->id, true, &step))
+			return false;
+	} while (step.high < last && step.has_more);
+	return step.high >= last;
+}
+
+/* Writes down where the oldest full segment ends, if that is known. */
+bool
+msgq_stream_complete(int32 stream_id, MsgqRound *round)
+{
+	const MsgqStream *stream = msgq_stream_find_by_id(stream_id);
+	const MsgqStreamSegment *segment;
+	Oid			types[] = {INT8ARRAYOID, TIMESTAMPTZOID};
+	Datum		values[2];
+	MsgqSpi		spi;
+
+	if (stream == NULL || !msgq_stream_is_complete(stream) ||
+		incomplete_segment(stream) == NULL)
+		return false;
+	stream = lock_stream(stream_id, round);
+	segment = stream ? incomplete_segment(stream) : NULL;
+	if (segment == NULL)
+		return false;
+	if (!ConditionalLockRelationOid(segment->entries, ShareLock) ||
+		!sequence_all(stream))
+	{
+		round->waiting++;
+		return false;
+	}
+	values[0] = msgq_positions_array(end_positions(stream), stream->npartitions);
+	values[1] = TimestampTzGetDatum(msgq_now());
+	msgq_spi_begin(&spi, msgq_storage_owner());
+	msgq_spi_run_with(psprintf("UPDATE msgq.stream_segment SET end_positions = $1, complete_at = $2 "
+							   "WHERE stream_id = %d AND n = %d",
+							   stream->id, segment->n),
+					  SPI_OK_UPDATE, lengthof(types), types, values, NULL, false);
+	msgq_spi_end(&spi);
+	msgq_queue_changed();
+	round->drained++;
+	return true;
+}
+
+/* ---------------------------------------------------------------------------
+ * Dropping
+ * ---------------------------------------------------------------------------
+ */
+
+/* Entries that would be left if all before these positions were dropped. */
+static int64
+entries_after(const MsgqStream *stream, const int64 *positions)
+{
+	int64	   *end = end_positions(stream);
+	int64		entries = 0;
+
+	for (int p = 0; p < stream->npartitions; p++)
+		entries += end[p] - positions[p];
+	return entries;
+}
+
+/* Numbers of the stream's groups, as an integer list. */
+static List *
+group_ids(const MsgqStream *stream)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	List	   *ids = NIL;
+	MsgqSpi		spi;
+
+	msgq_spi_begin(&spi, msgq_storage_owner());
+	msgq_spi_run("SELECT id FROM msgq.stream_group WHERE stream_id = %d",
+				 stream->id);
+	MemoryContextSwitchTo(caller);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		bool		is_null;
+
+		ids = lappend_int(ids, DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[i],
+														   SPI_tuptable->tupdesc,
+														   1, &is_null)));
+	}
+	msgq_spi_end(&spi);
+	return ids;
+}
+
+/* Is there a group that has not read all before these positions? */
+static bool
+is_wanted(const MsgqStream *stream, const int64 *positions)
+{
+	MsgqGroupLog log;
+	bool		wanted = false;
+	List	   *ids = group_ids(stream);
+	ListCell   *cell;
+
+	if (!msgq_group_log_open(stream, &log, AccessShareLock))
+		return true;
+	foreach(cell, ids)
+	{
+		for (int p = 0; p < stream->npartitions && !wanted; p++)
+			wanted = msgq_group_log_find(&log, lfirst_int(cell), p).position <
+				positions[p];
+	}
+	msgq_group_log_close(&log, AccessShareLock);
+	return wanted;
+}
+
+/* Is the oldest segment kept for groups though its time has come? */
+static bool
+is_held(const MsgqStream *stream)
+{
+	return stream->hold_for_groups &&
+		(stream->max_held_bytes == 0 ||
+		 stream_bytes(stream) <= stream->max_held_bytes) &&
+		is_wanted(stream, stream->segments[0].end);
+}
+
+/* Does one of the limits allow the oldest segment to be dropped? */
+static bool
+is_over_limit(const MsgqStream *stream)
+{
+	const MsgqStreamSegment *oldest = &stream->segments[0];
+
+	return (stream->has_retention && oldest->complete_at +
+			msgq_interval_span(&stream->retention) <= msgq_now()) ||
+		(stream->retention_entries > 0 &&
+		 entries_after(stream, oldest->end) >= stream->retention_entries) ||
+		(stream->retention_bytes > 0 &&
+		 stream_bytes(stream) - segment_bytes(oldest) >= stream->retention_bytes);
+}
+
+static bool
+drop_is_due(const MsgqStream *stream)
+{
+	return stream->nsegments > 1 && stream->segments[0].complete_at != 0 &&
+		is_over_limit(stream) && !is_held(stream);
+}
+
+/* Does a stream keep so much for its groups that it will soon drop some? */
+bool
+msgq_stream_holds_too_much(const MsgqStream *stream)
+{
+	return stream->hold_for_groups && stream->max_held_bytes > 0 &&
+		stream->nsegments > 1 && stream->segments[0].complete_at != 0 &&
+		is_over_limit(stream) &&
+		stream_bytes(stream) > stream->max_held_bytes / 2 &&
+		is_wanted(stream, stream->segments[0].end);
+}
+
+/* Locks a table and its TOAST table, if that is possible at once. */
+static bool
+try_lock_table(Oid table_oid)
+{
+	Relation	table;
+	Oid			toast;
+
+	if (!ConditionalLockRelationOid(table_oid, AccessExclusiveLock))
+		return false;
+	table = table_open(table_oid, NoLock);
+	toast = table->rd_rel->reltoastrelid;
+	if (table->trigdesc)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"%s\" has a trigger",
+						RelationGetRelationName(table)),
+				 errhint("Drop the trigger: the segment cannot be emptied.")));
+	table_close(table, NoLock);
+	return !OidIsValid(toast) ||
+		ConditionalLockRelationOid(toast, AccessExclusiveLock);
+}
+
+/* Drops the oldest segment if that is due; true if it did. */
+bool
+msgq_stream_drop_oldest(int32 stream_id, MsgqRound *round)
+{
+	const MsgqStream *stream = msgq_stream_find_by_id(stream_id);
+	const MsgqStreamSegment *oldest;
+	Oid			type = INT8ARRAYOID;
+	Datum		first;
+	MsgqSpi		spi;
+
+	if (stream == NULL || !msgq_stream_is_complete(stream) ||
+		!drop_is_due(stream))
+		return false;
+	stream = lock_stream(stream_id, round);
+	if (stream == NULL || !drop_is_due(stream))
+		return false;
+	oldest = &stream->segments[0];
+	if (!try_lock_table(oldest->entries) || !try_lock_table(oldest->places))
+	{
+		round->waiting++;
+		return false;
+	}
+	first = msgq_positions_array(oldest->end, stream->npartitions);
+	msgq_spi_begin(&spi, msgq_storage_owner());
+	msgq_spi_run_with(psprintf("UPDATE msgq.stream SET first_positions = $1 WHERE id = %d",
+							   stream->id),
+					  SPI_OK_UPDATE, 1, &type, &first, NULL, false);
+	msgq_spi_run("UPDATE msgq.stream_segment SET state = 'empty', end_positions = NULL, "
+				 "complete_at = NULL WHERE stream_id = %d AND n = %d",
+				 stream->id, oldest->n);
+	msgq_spi_run("TRUNCATE ONLY msgq.s%1$d_%2$d, ONLY msgq.s%1$d_p%2$d",
+				 stream->id, oldest->n);
+	msgq_spi_end(&spi);
+	msgq_queue_changed();
+	round->reclaimed++;
+	return true;
+}
+
+/*
+ * When something is to be done, if nothing happens until then; 0 for never.
+ * What could not be done because somebody was in the way is tried soon.
+ */
+TimestampTz
+msgq_stream_due(const MsgqStream *stream)
+{
+	TimestampTz soon = msgq_now() + 5 * USECS_PER_SEC;
+	TimestampTz due = DT_NOEND;
+
+	if (incomplete_segment(stream))
+		due = soon;
+	else if (stream->nsegments > 1 && stream->has_retention)
+		due = stream->segments[0].complete_at +
+			msgq_interval_span(&stream->retention);
+	if (active_entries(stream) > 0)
+		due = Min(due, turn_time(stream));
+	if (due == DT_NOEND)
+		return 0;
+	/* A held segment is looked at now and then. */
+	return Max(due, soon);
+}
+
+/* ---------------------------------------------------------------------------
+ * Group logs
+ * ---------------------------------------------------------------------------
+ */
+
+/* Rows of the kept table that still count go into the current one. */
+static void
+empty_kept_log(const MsgqStream *stream)
+{
+	int			current = stream->group_log + 1;
+	int			kept = 2 - stream->group_log;
+	MsgqSpi		spi;
+
+	msgq_spi_begin(&spi, msgq_storage_owner());
+	msgq_spi_run("INSERT INTO msgq.s%1$d_g%2$d "
+				 "SELECT DISTINCT ON (k.group_id, k.partition) k.* "
+				 "FROM msgq.s%1$d_g%3$d k JOIN msgq.stream_group g ON g.id = k.group_id "
+				 "WHERE NOT EXISTS (SELECT FROM msgq.s%1$d_g%2$d c "
+				 "WHERE c.group_id = k.group_id AND c.partition = k.partition) "
+				 "ORDER BY k.group_id, k.partition, k.n DESC",
+				 stream->id, current, kept);
+	msgq_spi_run("TRUNCATE ONLY msgq.s%d_g%d", stream->id, kept);
+	msgq_spi_end(&spi);
+}
+
+static int64
+main_fork_bytes(Oid table_oid)
+{
+	Relation	table = table_open(table_oid, AccessShareLock);
+	int64		bytes = (int64) RelationGetNumberOfBlocks(table) * BLCKSZ;
+
+	table_close(table, AccessShareLock);
+	return bytes;
+}
+
+/*
+ * Empties the kept group log, if nobody uses it, and then, if the current one
+ * is large, lets the other one take new rows.  True if it did something.
+ */
+bool
+msgq_group_log_turn(int32 stream_id, MsgqRound *round)
+{
+	const MsgqStream *stream = msgq_stream_find_by_id(stream_id);
+	Oid			kept;
+	MsgqSpi		spi;
+
+	if (stream == NULL || !msgq_stream_is_complete(stream))
+		return false;
+	kept = stream->group_logs[1 - stream->group_log];
+	if (main_fork_bytes(kept) > 0)
+	{
+		if (!try_lock_table(kept) || !msgq_stream_is_current(stream))
+		{
+			round->waiting++;
+			return false;
+		}
+		empty_kept_log(stream);
+		round->emptied++;
+		return true;
+	}
+	if (main_fork_bytes(stream->group_logs[stream->group_log]) < GROUP_LOG_BYTES ||
+		lock_stream(stream_id, round) == NULL || !msgq_stream_is_current(stream))
+		return false;
+	msgq_spi_begin(&spi, msgq_storage_owner());
+	msgq_spi_run("UPDATE msgq.stream SET group_log = %d WHERE id = %d",
+				 2 - stream->group_log, stream_id);
+	msgq_spi_end(&spi);
+	msgq_queue_changed();
+	round->rotated++;
+	return true;
+}

@@ -1,0 +1,1098 @@
+/*
+ * sequencer.c
+ *		Gives the entries of a stream their positions.
+ *
+ * Entries get their ids before they are committed.  A reader who went by ids
+ * would pass the id of an open transaction and never see its entry; one who
+ * waited for it would wait for whatever else that transaction does; and an
+ * order by xid turns the entries of two transactions that waited for each other
+ * around.  So entries get a second number when they have been committed: the
+ * position, dense in each partition, written down once (places.c) and the same
+ * for every group.
+ *
+ * A step of the sequencer
+ *
+ *	1. locks the sequence of the stream against other steps, to the end of the
+ *	   transaction,
+ *	2. asks for the append horizon: all ids up to it are in the index, or never
+ *	   will be (storage.c),
+ *	3. takes a snapshot, and
+ *	4. looks at the ids above those of earlier steps, up to the horizon, and at
+ *	   those that earlier steps have found open.  What the snapshot sees gets a
+ *	   position, in the order of the ids; what is of an open transaction, or of
+ *	   one that was when the snapshot was taken, is open and remembered; what
+ *	   was undone is forgotten.
+ *
+ * Why that is right:
+ *
+ *	- Nothing is passed by: an id up to the horizon is in the index before the
+ *	  snapshot is taken, so it is seen, or open, or undone.
+ *	- An open transaction delays its own entries only.
+ *	- The snapshot is one instant.  If a writer waited for another one (for the
+ *	  row of a customer, say), and the snapshot sees his entries, it sees the
+ *	  other one's as well, and these have the lower ids.  A walk that judges
+ *	  each row when it comes by would see the second without the first.
+ *	- For that, the snapshot must be newer than whatever earlier steps have
+ *	  written: it is taken with the lock, whatever the isolation level is.
+ *
+ * A step is a transaction of its own, in the worker's process or by CALL
+ * msgq.sequence(), never a part of a reader's: others would wait for its lock
+ * until the reader commits.
+ *
+ * State.  The row of the last step (partition -1) says up to which id it has
+ * looked, and what was found open, as the difference to the step before; now
+ * and then a row has all that is open (count 1), so that not too many have to
+ * be read together.  No xid is stored, since a dump would carry it to where it
+ * means another transaction.  Which one has an open entry is remembered in the
+ * process, so that a long one is not looked at in each step: only when it has
+ * ended.  What is remembered is kept after the commit of its step only, and is
+ * read again if the last row is not the one that it belongs to.
+ *
+ * Commit.  A position that is lost in a crash is given again, perhaps to
+ * another entry.  So nobody may act on one that can be lost: what a reader
+ * writes comes after it in the log, and is lost with it; who only reads makes
+ * sure that the log is written (reader.c).  So steps commit asynchronously.
+ *
+ * Restore.  A dump has entries, places and steps, and they must fit.  While a
+ * restore loads them the stream has no indexes yet, and is not touched.
+ *
+ * src/sequencer.c
+ */
+#include "msgq.h"
+
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "nodes/parsenodes.h"
+#include "storage/procarray.h"
+#include "utils/fmgroids.h"
+#include "utils/guc.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#include "argument.h"
+#include "message.h"
+#include "owner.h"
+#include "places.h"
+#include "segment.h"
+#include "sequencer.h"
+#include "testing.h"
+#include "wakeup.h"
+
+/* Ids at which a step looks at most, besides those that were open. */
+#define MAX_STEP_IDS		50000
+
+/* A row with all that is open is written after so many ranges of differences. */
+#define MIN_LOGGED			200
+
+/* Entries that a step has found open: ids from low to high, of one process. */
+typedef struct OpenRange
+{
+	MsgqRange	ids;
+	TransactionId xid;			/* who has them; invalid if we do not know */
+} OpenRange;
+
+/* What is remembered about a stream. */
+typedef struct Sequencer
+{
+	Oid			sequence;		/* hash key */
+	TimestampTz created_at;
+	int64		turn;			/* of the segment that has the last step's row */
+	int64		step;			/* its number; -1: nothing is remembered */
+	TimestampTz stepped_at;
+	int64		pending;		/* what step will be after the commit, or -1 */
+	int64		high;
+	int			nopen;
+	int			open_room;
+	OpenRange  *open;			/* rising */
+	int64		logged;			/* ranges in rows since one that has all */
+	int			npartitions;
+	int64	   *next;			/* the position that comes next, for each */
+} Sequencer;
+
+/* An entry that can have a position. */
+typedef struct Entry
+{
+	int64		id;
+	int32		partition;
+} Entry;
+
+/* A step under way. */
+typedef struct Step
+{
+	const MsgqStream *stream;
+	Sequencer  *sequencer;
+	MsgqTable  *places;
+	Snapshot	snapshot;
+	TimestampTz now;
+	int			nentries;
+	int			entry_room;
+	Entry	   *entries;
+	int			nopened;		/* found open by this step */
+	int			opened_room;
+	OpenRange  *opened;
+	int			nclosed;		/* were open, and were looked at again */
+	MsgqRange  *closed;
+	int			nxids;			/* of transactions that may have ended */
+	int			xid_room;
+	TransactionId *xids;
+	bool	   *has_ended;
+} Step;
+
+static HTAB *sequencers = NULL;
+
+/* ---------------------------------------------------------------------------
+ * Memory
+ * ---------------------------------------------------------------------------
+ */
+
+static Sequencer *
+recall(const MsgqStream *stream)
+{
+	HASHCTL		control = {
+		.keysize = sizeof(Oid),
+		.entrysize = sizeof(Sequencer),
+	};
+	Sequencer  *sequencer;
+	bool		found;
+
+	if (sequencers == NULL)
+		sequencers = hash_create("msgq sequencers", 32, &control,
+								 HASH_ELEM | HASH_BLOBS);
+	sequencer = hash_search(sequencers, &stream->sequence, HASH_ENTER, &found);
+	if (!found)
+	{
+		memset(sequencer, 0, sizeof(Sequencer));
+		sequencer->sequence = stream->sequence;
+		sequencer->step = -1;
+	}
+	if (sequencer->created_at != stream->created_at)
+		sequencer->step = -1;
+	sequencer->created_at = stream->created_at;
+	if (sequencer->npartitions < stream->npartitions)
+	{
+		sequencer->next = sequencer->next ?
+			repalloc(sequencer->next, sizeof(int64) * stream->npartitions) :
+			MemoryContextAlloc(TopMemoryContext,
+							   sizeof(int64) * stream->npartitions);
+		sequencer->npartitions = stream->npartitions;
+		sequencer->step = -1;
+	}
+	return sequencer;
+}
+
+/* The transaction of the last steps has committed: what they remember holds. */
+void
+msgq_sequence_keep(void)
+{
+	HASH_SEQ_STATUS status;
+	Sequencer  *sequencer;
+
+	if (sequencers == NULL)
+		return;
+	hash_seq_init(&status, sequencers);
+	while ((sequencer = hash_seq_search(&status)) != NULL)
+	{
+		if (sequencer->pending >= 0)
+			sequencer->step = sequencer->pending;
+		sequencer->pending = -1;
+	}
+}
+
+static OpenRange *
+grow_ranges(OpenRange *ranges, int n, int *room, MemoryContext context)
+{
+	int			more = *room > 0 ? 2 * *room : 64;
+
+	if (n < *room)
+		return ranges;
+	*room = more;
+	return ranges ? repalloc(ranges, sizeof(OpenRange) * more) :
+		MemoryContextAlloc(context, sizeof(OpenRange) * more);
+}
+
+static void
+add_open(Sequencer *sequencer, const OpenRange *range)
+{
+	sequencer->open = grow_ranges(sequencer->open, sequencer->nopen,
+								  &sequencer->open_room, TopMemoryContext);
+	sequencer->open[sequencer->nopen++] = *range;
+}
+
+static int
+compare_ranges(const void *left, const void *right)
+{
+	const OpenRange *a = left;
+	const OpenRange *b = right;
+
+	return a->ids.low < b->ids.low ? -1 : a->ids.low > b->ids.low;
+}
+
+static void
+sort_open(Sequencer *sequencer)
+{
+	qsort(sequencer->open, sequencer->nopen, sizeof(OpenRange), compare_ranges);
+}
+
+/* Takes away the ranges that were closed, each of which was one when it was. */
+static void
+remove_closed(Sequencer *sequencer, const MsgqRange *closed, int n)
+{
+	int			kept = 0;
+	int			next = 0;
+
+	for (int i = 0; i < sequencer->nopen; i++)
+	{
+		int64		low = sequencer->open[i].ids.low;
+
+		while (next < n && closed[next].high < low)
+			next++;
+		if (next == n || closed[next].low > low)
+			sequencer->open[kept++] = sequencer->open[i];
+	}
+	sequencer->nopen = kept;
+}
+
+/* ---------------------------------------------------------------------------
+ * Reading the state
+ * ---------------------------------------------------------------------------
+ */
+
+static Datum
+column(const Step *step, AttrNumber n)
+{
+	return msgq_row_value(step->places->row, n);
+}
+
+/* Finds the row of the last step before this number, or of any if -1. */
+static bool
+find_step(Step *step, int64 before)
+{
+	ScanKeyData keys[2];
+
+	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_INT4EQ,
+				Int32GetDatum(MSGQ_STEP_PARTITION));
+	ScanKeyInit(&keys[1], 2, BTLessStrategyNumber, F_INT8LT,
+				Int64GetDatum(before < 0 ? PG_INT64_MAX : before));
+	return msgq_table_find(step->places, step->snapshot, keys, 2,
+						   BackwardScanDirection);
+}
+
+/* What one row says was opened and closed. */
+typedef struct StepRow
+{
+	MsgqRange  *opened;
+	int			nopened;
+	MsgqRange  *closed;
+	int			nclosed;
+} StepRow;
+
+/* Reads together what is open, from the last row that has all of it on. */
+static void
+read_open(Step *step)
+{
+	Sequencer  *sequencer = step->sequencer;
+	List	   *rows = NIL;
+	int64		number = -1;
+	bool		has_all;
+	ListCell   *cell;
+
+	sequencer->nopen = 0;
+	sequencer->logged = 0;
+	do
+	{
+		StepRow    *row = palloc(sizeof(StepRow));
+
+		if (!find_step(step, number))
+			elog(ERROR, "stream with number %d has no step with all that is open",
+				 step->stream->id);
+		number = DatumGetInt64(column(step, Anum_place_first_position));
+		has_all = DatumGetInt32(column(step, Anum_place_count)) == 1;
+		row->opened = msgq_ranges_decode(column(step, Anum_place_ids),
+										 &row->nopened);
+		row->closed = msgq_ranges_decode(column(step, Anum_place_closed),
+										 &row->nclosed);
+		rows = lcons(row, rows);
+	} while (!has_all);
+
+	foreach(cell, rows)
+	{
+		const StepRow *row = lfirst(cell);
+
+		remove_closed(sequencer, row->closed, row->nclosed);
+		for (int i = 0; i < row->nopened; i++)
+		{
+			OpenRange	range = {row->opened[i], InvalidTransactionId};
+
+			add_open(sequencer, &range);
+		}
+		sort_open(sequencer);
+		if (cell != list_head(rows))
+			sequencer->logged += row->nopened + row->nclosed;
+	}
+}
+
+/* The position that comes next in a partition. */
+static int64
+read_next(Step *step, int partition)
+{
+	ScanKeyData key;
+
+	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT4EQ,
+				Int32GetDatum(partition));
+	if (!msgq_table_find(step->places, step->snapshot, &key, 1,
+						 BackwardScanDirection))
+		return msgq_stream_active(step->stream)->start[partition];
+	return DatumGetInt64(column(step, Anum_place_first_position)) +
+		DatumGetInt32(column(step, Anum_place_count));
+}
+
+/*
+ * Makes sure that what is remembered is what the last step has left.  Until
+ * the commit it counts as forgotten: an error in between leaves it so.
+ */
+static void
+load(Step *step)
+{
+	Sequencer  *sequencer = step->sequencer;
+	int64		turn = msgq_stream_active(step->stream)->turn;
+	int64		number;
+	TimestampTz stepped_at;
+
+	if (!find_step(step, -1))
+		elog(ERROR, "stream with number %d has no step", step->stream->id);
+	number = DatumGetInt64(column(step, Anum_place_first_position));
+	stepped_at = DatumGetTimestampTz(column(step, Anum_place_sequenced_at));
+	if (sequencer->step != number || sequencer->stepped_at != stepped_at ||
+		sequencer->turn != turn)
+	{
+		sequencer->high = DatumGetInt64(column(step, Anum_place_high));
+		read_open(step);
+		for (int p = 0; p < step->stream->npartitions; p++)
+			sequencer->next[p] = read_next(step, p);
+	}
+	sequencer->turn = turn;
+	sequencer->stepped_at = stepped_at;
+	sequencer->step = -1;
+	sequencer->pending = number;
+}
+
+/* ---------------------------------------------------------------------------
+ * Looking at entries
+ * ---------------------------------------------------------------------------
+ */
+
+static void
+add_entry(Step *step, int64 id, int32 partition)
+{
+	if (step->nentries == step->entry_room)
+	{
+		step->entry_room = Max(1024, 2 * step->entry_room);
+		step->entries = step->entries ?
+			repalloc_huge(step->entries, sizeof(Entry) * step->entry_room) :
+			palloc(sizeof(Entry) * step->entry_room);
+	}
+	step->entries[step->nentries].id = id;
+	step->entries[step->nentries++].partition = partition;
+}
+
+/*
+ * Found open.  A range has only ids that were found so: what lies between two
+ * of them may be another's, and have its position.
+ */
+static void
+add_opened(Step *step, int64 id, TransactionId xid)
+{
+	OpenRange	range = {{id, id}, xid};
+	OpenRange  *last = step->nopened > 0 ?
+	&step->opened[step->nopened - 1] : NULL;
+
+	if (last && last->ids.high == id - 1 && TransactionIdEquals(last->xid, xid))
+	{
+		last->ids.high = id;
+		return;
+	}
+	step->opened = grow_ranges(step->opened, step->nopened, &step->opened_room,
+							   CurrentMemoryContext);
+	step->opened[step->nopened++] = range;
+}
+
+/* Judges the row in the slot. */
+static void
+look_at(Step *step, Relation table, TupleTableSlot *row)
+{
+	SnapshotData dirty;
+	int64		id = msgq_row_id(row);
+
+	if (table_tuple_satisfies_snapshot(table, row, step->snapshot))
+	{
+		add_entry(step, id,
+				  DatumGetInt32(msgq_row_value(row, Anum_entry_row_partition)));
+		return;
+	}
+	InitDirtySnapshot(dirty);
+	if (table_tuple_satisfies_snapshot(table, row, &dirty))
+		add_opened(step, id, dirty.xmin);
+}
+
+/* The table's primary key. */
+static Relation
+open_primary_key(Relation table)
+{
+	list_free(RelationGetIndexList(table));
+	return index_open(table->rd_pkindex, AccessShareLock);
+}
+
+/* Looks at the entries of a segment from low to high. */
+static void
+walk_segment(Step *step, const MsgqStreamSegment *segment, int64 low,
+			 int64 high)
+{
+	Relation	table = msgq_stream_open_segment(step->stream, segment,
+												 segment->entries);
+	Relation	index = open_primary_key(table);
+	TupleTableSlot *row = table_slot_create(table, NULL);
+	ScanKeyData keys[2];
+	IndexScanDesc scan;
+
+	ScanKeyInit(&keys[0], 1, BTGreaterEqualStrategyNumber, F_INT8GE,
+				Int64GetDatum(low));
+	ScanKeyInit(&keys[1], 1, BTLessEqualStrategyNumber, F_INT8LE,
+				Int64GetDatum(high));
+	scan = msgq_index_beginscan(table, index, SnapshotAny, 2);
+	index_rescan(scan, keys, 2, NULL, 0);
+	while (index_getnext_slot(scan, ForwardScanDirection, row))
+	{
+		CHECK_FOR_INTERRUPTS();
+		look_at(step, table, row);
+	}
+	index_endscan(scan);
+	ExecDropSingleTupleTableSlot(row);
+	index_close(index, AccessShareLock);
+	table_close(table, AccessShareLock);
+}
+
+/*
+ * Looks at the ids from low to high.  They can be in several segments, since
+ * who has begun to append to one goes on there when it has been turned; but
+ * not in one that is complete.
+ */
+static void
+walk(Step *step, int64 low, int64 high)
+{
+	const MsgqStream *stream = step->stream;
+
+	for (int i = 0; i < stream->nsegments; i++)
+	{
+		const MsgqStreamSegment *segment = &stream->segments[i];
+
+		if (segment->complete_at == 0 && segment->first_id <= high)
+			walk_segment(step, segment, low, high);
+	}
+}
+
+/* Has this transaction ended?  All ranges of one get the same answer. */
+static bool
+has_ended(Step *step, TransactionId xid)
+{
+	if (!TransactionIdIsValid(xid))
+		return true;
+	for (int i = step->nxids - 1; i >= 0; i--)
+	{
+		if (TransactionIdEquals(step->xids[i], xid))
+			return step->has_ended[i];
+	}
+	if (step->nxids == step->xid_room)
+	{
+		step->xid_room = Max(64, 2 * step->xid_room);
+		step->xids = step->xids ?
+			repalloc(step->xids, sizeof(TransactionId) * step->xid_room) :
+			palloc(sizeof(TransactionId) * step->xid_room);
+		step->has_ended = step->has_ended ?
+			repalloc(step->has_ended, sizeof(bool) * step->xid_room) :
+			palloc(sizeof(bool) * step->xid_room);
+	}
+	step->xids[step->nxids] = xid;
+	step->has_ended[step->nxids] = !TransactionIdIsInProgress(xid);
+	return step->has_ended[step->nxids++];
+}
+
+/* Looks again at what was open, where its transaction has ended. */
+static void
+walk_open(Step *step)
+{
+	Sequencer  *sequencer = step->sequencer;
+
+	step->closed = palloc(sizeof(MsgqRange) * Max(sequencer->nopen, 1));
+	for (int i = 0; i < sequencer->nopen; i++)
+	{
+		const OpenRange *range = &sequencer->open[i];
+
+		if (!has_ended(step, range->xid))
+			continue;
+		walk(step, range->ids.low, range->ids.high);
+		step->closed[step->nclosed++] = range->ids;
+	}
+}
+
+/* ---------------------------------------------------------------------------
+ * Giving positions
+ * ---------------------------------------------------------------------------
+ */
+
+static int
+compare_entries(const void *left, const void *right)
+{
+	const Entry *a = left;
+	const Entry *b = right;
+
+	return a->id < b->id ? -1 : a->id > b->id;
+}
+
+static void
+insert_row(Step *step, int partition, int64 first_position, int count,
+		   int64 high, bytea *ids, bytea *closed)
+{
+	Datum		values[Natts_place];
+
+	values[Anum_place_partition - 1] = Int32GetDatum(partition);
+	values[Anum_place_first_position - 1] = Int64GetDatum(first_position);
+	values[Anum_place_count - 1] = Int32GetDatum(count);
+	values[Anum_place_high - 1] = Int64GetDatum(high);
+	values[Anum_place_sequenced_at - 1] = TimestampTzGetDatum(step->now);
+	values[Anum_place_ids - 1] = PointerGetDatum(ids);
+	values[Anum_place_closed - 1] = PointerGetDatum(closed);
+	msgq_table_insert(step->places, values);
+	pfree(ids);
+	pfree(closed);
+}
+
+/* Gives the next positions of a partition to these ids. */
+static void
+give_positions(Step *step, int partition, const int64 *ids, int n)
+{
+	int64	   *next = &step->sequencer->next[partition];
+
+	while (n > 0)
+	{
+		int			count = Min(n, MSGQ_MAX_PLACES);
+
+		insert_row(step, partition, *next, count, 0,
+				   msgq_ids_encode(ids, count), msgq_ids_encode(NULL, 0));
+		*next += count;
+		ids += count;
+		n -= count;
+	}
+}
+
+/* Gives positions to all entries that were found, in the order of their ids. */
+static void
+give_all_positions(Step *step)
+{
+	int			npartitions = step->stream->npartitions;
+	int		   *begin = palloc0(sizeof(int) * (npartitions + 1));
+	int		   *end = palloc(sizeof(int) * npartitions);
+	int64	   *ids = palloc_extended(sizeof(int64) * Max(step->nentries, 1),
+									  MCXT_ALLOC_HUGE);
+
+	qsort(step->entries, step->nentries, sizeof(Entry), compare_entries);
+	for (int i = 0; i < step->nentries; i++)
+	{
+		if (step->entries[i].partition < 0 ||
+			step->entries[i].partition >= npartitions)
+			ereport(ERROR,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("entry " INT64_FORMAT " of stream \"%s\" is in partition %d, which there is not",
+							step->entries[i].id, NameStr(step->stream->name),
+							step->entries[i].partition)));
+		begin[step->entries[i].partition + 1]++;
+	}
+	for (int p = 0; p < npartitions; p++)
+	{
+		begin[p + 1] += begin[p];
+		end[p] = begin[p];
+	}
+	for (int i = 0; i < step->nentries; i++)
+		ids[end[step->entries[i].partition]++] = step->entries[i].id;
+	for (int p = 0; p < npartitions; p++)
+		give_positions(step, p, ids + begin[p], end[p] - begin[p]);
+}
+
+/* The ids of open ranges alone. */
+static bytea *
+encode_open(const OpenRange *ranges, int n)
+{
+	MsgqRange  *ids = palloc(sizeof(MsgqRange) * Max(n, 1));
+	bytea	   *encoded;
+
+	for (int i = 0; i < n; i++)
+		ids[i] = ranges[i].ids;
+	encoded = msgq_ranges_encode(ids, n);
+	pfree(ids);
+	return encoded;
+}
+
+/* Writes down what this step leaves. */
+static void
+write_state(Step *step, int64 high)
+{
+	Sequencer  *sequencer = step->sequencer;
+	bool		has_all;
+
+	/* Ranges of several segments, and of old and new ids, are mixed. */
+	qsort(step->opened, step->nopened, sizeof(OpenRange), compare_ranges);
+	remove_closed(sequencer, step->closed, step->nclosed);
+	for (int i = 0; i < step->nopened; i++)
+		add_open(sequencer, &step->opened[i]);
+	sort_open(sequencer);
+	sequencer->high = high;
+	if (step->nentries == 0 && step->nopened == 0 && step->nclosed == 0)
+		return;
+
+	sequencer->logged += step->nopened + step->nclosed;
+	has_all = sequencer->logged > MIN_LOGGED + sequencer->nopen;
+	if (has_all)
+		sequencer->logged = 0;
+	sequencer->pending++;
+	sequencer->stepped_at = step->now;
+	insert_row(step, MSGQ_STEP_PARTITION, sequencer->pending, has_all ? 1 : 0,
+			   high,
+			   has_all ? encode_open(sequencer->open, sequencer->nopen) :
+			   encode_open(step->opened, step->nopened),
+			   msgq_ranges_encode(step->closed, has_all ? 0 : step->nclosed));
+}
+
+/*
+ * Writes a first row into a segment that is about to become active: with all
+ * that is open, and the number of the last step.  Within a transaction that
+ * has the lock and is not about to make a step.
+ */
+void
+msgq_sequence_first_step(const MsgqStream *stream,
+						 const MsgqStreamSegment *segment)
+{
+	Step		step = {.stream = stream,.now = msgq_now()};
+	Relation	table;
+
+	step.sequencer = recall(stream);
+	if (stream->nsegments > 0)
+	{
+		step.places = msgq_places_open(stream, stream->nsegments - 1);
+		step.snapshot = RegisterSnapshot(GetLatestSnapshot());
+		load(&step);
+		UnregisterSnapshot(step.snapshot);
+		msgq_table_close(step.places, AccessShareLock);
+	}
+	else
+		step.sequencer->high = step.sequencer->nopen = step.sequencer->pending = 0;
+	table = table_open(segment->places, RowExclusiveLock);
+	step.places = msgq_table_open(table, Natts_place, RowExclusiveLock);
+	insert_row(&step, MSGQ_STEP_PARTITION, step.sequencer->pending, 1,
+			   step.sequencer->high,
+			   encode_open(step.sequencer->open, step.sequencer->nopen),
+			   msgq_ids_encode(NULL, 0));
+	msgq_table_close(step.places, NoLock);
+	step.sequencer->step = step.sequencer->pending = -1;
+	CommandCounterIncrement();
+}
+
+/* ---------------------------------------------------------------------------
+ * Steps
+ * ---------------------------------------------------------------------------
+ */
+
+/*
+ * Locks the sequence, and the stream as it is then; NULL if it has gone, or if
+ * somebody is making a step and we shall not wait.
+ */
+static const MsgqStream *
+lock_sequence(int32 stream_id, bool wait, Relation *entries, MsgqSlot **slot)
+{
+	for (;;)
+	{
+		const MsgqStream *stream =
+		msgq_stream_open_id(stream_id, AccessShareLock, entries, slot);
+		LOCKTAG		tag;
+
+		if (stream == NULL)
+			return NULL;
+		msgq_stream_lock_tag(&tag, stream, 0, MSGQ_SEQUENCE_LOCK);
+		if (LockAcquire(&tag, ExclusiveLock, false, !wait) ==
+			LOCKACQUIRE_NOT_AVAIL)
+		{
+			table_close(*entries, AccessShareLock);
+			return NULL;
+		}
+		if (msgq_stream_is_current(stream))
+			return stream;
+		(void) LockRelease(&tag, ExclusiveLock, false);
+		table_close(*entries, AccessShareLock);
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+static bool
+has_waiters(MsgqSlot *slot)
+{
+	for (int i = 0; slot && i < msgq_waiter_words(); i++)
+	{
+		if (pg_atomic_read_u64(&slot->waiters[i]) != 0)
+			return true;
+	}
+	return false;
+}
+
+/* The stream's indexes are not there while a dump is being restored. */
+static bool
+is_being_restored(Relation entries, const MsgqStream *stream)
+{
+	Relation	places = table_open(msgq_stream_active(stream)->places,
+									RowExclusiveLock);
+	bool		restored;
+
+	list_free(RelationGetIndexList(entries));
+	list_free(RelationGetIndexList(places));
+	restored = !OidIsValid(entries->rd_pkindex) ||
+		!OidIsValid(places->rd_pkindex);
+	table_close(places, NoLock);
+	return restored;
+}
+
+static void
+make_step(Step *step, MsgqSlot *slot, MsgqSequenceStep *result)
+{
+	Sequencer  *sequencer = recall(step->stream);
+	int64		horizon = msgq_append_horizon(step->stream->sequence, slot, true);
+	int64		high;
+	Relation	table = table_open(msgq_stream_active(step->stream)->places,
+								   NoLock);
+
+	msgq_point(MSGQ_POINT_SEQUENCE_HORIZON);
+	step->sequencer = sequencer;
+	step->places = msgq_table_open(table, Natts_place, RowExclusiveLock);
+	step->snapshot = RegisterSnapshot(GetLatestSnapshot());
+	msgq_point(MSGQ_POINT_SEQUENCE_SNAPSHOT);
+	load(step);
+	/* Times rise with the steps, whatever the clock does. */
+	step->now = Max(msgq_now(), sequencer->stepped_at + 1);
+	high = Max(sequencer->high, Min(horizon, sequencer->high + MAX_STEP_IDS));
+
+	walk_open(step);
+	if (high > sequencer->high)
+		walk(step, sequencer->high + 1, high);
+	give_all_positions(step);
+	write_state(step, high);
+	UnregisterSnapshot(step->snapshot);
+	msgq_table_close(step->places, NoLock);
+
+	result->given = step->nentries;
+	result->high = high;
+	result->has_more = high < horizon;
+	result->has_open = sequencer->nopen > 0;
+	result->has_waiters = has_waiters(slot);
+	if (step->nentries > 0)
+		msgq_wake_at_commit(slot, MSGQ_MAX_BATCH);
+}
+
+/*
+ * Makes a step, in the current transaction, which should be committed soon and
+ * then be told to msgq_sequence_keep.  False if the stream has gone or cannot
+ * be used, or if wait is false and somebody else is making a step.
+ */
+bool
+msgq_sequence_step(int32 stream_id, bool wait, MsgqSequenceStep *result)
+{
+	Step		step = {0};
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+												  "msgq step",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext caller = MemoryContextSwitchTo(context);
+	Relation	entries;
+	MsgqSlot   *slot;
+	bool		done = false;
+
+	memset(result, 0, sizeof(MsgqSequenceStep));
+	step.stream = lock_sequence(stream_id, wait, &entries, &slot);
+	if (step.stream)
+	{
+		if (!is_being_restored(entries, step.stream))
+		{
+			make_step(&step, slot, result);
+			done = true;
+		}
+		table_close(entries, NoLock);
+		CommandCounterIncrement();
+	}
+	MemoryContextSwitchTo(caller);
+	MemoryContextDelete(context);
+	return done;
+}
+
+/* The commit of this transaction need not wait for the disk. */
+void
+msgq_sequence_commit_lazily(void)
+{
+	if (synchronous_commit != SYNCHRONOUS_COMMIT_OFF)
+		(void) set_config_option("synchronous_commit", "off",
+								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL,
+								 true, 0, false);
+}
+
+/* ---------------------------------------------------------------------------
+ * Rounds of the worker's process
+ * ---------------------------------------------------------------------------
+ */
+
+/*
+ * Between two steps of a stream, in microseconds: where somebody waits for
+ * entries, and where nobody does.  Without shared memory nobody tells of either.
+ */
+#define WAITED_INTERVAL		1000
+#define INTERVAL			5000
+
+/* Open entries are looked at so often: COMMIT PREPARED does not tell. */
+#define OPEN_INTERVAL		100000
+
+/* A stream whose step has failed rests for so long. */
+#define FAILED_INTERVAL		(5 * USECS_PER_SEC)
+
+/* A stream to be sequenced, as the process knows it. */
+typedef struct Sequenced
+{
+	int32		id;
+	Oid			sequence;
+	TimestampTz created_at;
+	bool		is_new;			/* it has not been looked at */
+	bool		is_pending;		/* there may be something to do */
+	bool		has_open;
+	TimestampTz last_given;		/* when it was given positions */
+	TimestampTz next;			/* no step before that */
+} Sequenced;
+
+static Sequenced *sequenced = NULL;
+static int	nsequenced = 0;
+static uint64 sequenced_generation = 0;
+
+/* What was known of a stream before the list was read anew. */
+static void
+carry_over(Sequenced *stream, const Sequenced *before, int n)
+{
+	stream->is_new = true;
+	for (int i = 0; i < n; i++)
+	{
+		if (before[i].sequence == stream->sequence &&
+			before[i].created_at == stream->created_at)
+			*stream = before[i];
+	}
+}
+
+/* Reads the list of streams again if it may have changed. */
+static void
+refresh_streams(void)
+{
+	Sequenced  *before = sequenced;
+	int			nbefore = nsequenced;
+	uint64		generation;
+	List	   *streams;
+	ListCell   *cell;
+
+	AcceptInvalidationMessages();
+	generation = msgq_queue_generation();
+	if (sequenced && sequenced_generation == generation)
+		return;
+	streams = msgq_stream_list(MSGQ_RIGHT_NONE);
+	sequenced = MemoryContextAllocZero(TopMemoryContext, sizeof(Sequenced) *
+									   (list_length(streams) + 1));
+	nsequenced = 0;
+	foreach(cell, streams)
+	{
+		const MsgqStream *stream = lfirst(cell);
+		Sequenced  *entry = &sequenced[nsequenced++];
+
+		entry->id = stream->id;
+		entry->sequence = stream->sequence;
+		entry->created_at = stream->created_at;
+		carry_over(entry, before, nbefore);
+	}
+	sequenced_generation = generation;
+	if (before)
+		pfree(before);
+}
+
+/* Makes a step in a transaction of its own. */
+static void
+step_alone(Sequenced *stream)
+{
+	MemoryContext context = CurrentMemoryContext;
+	MsgqSequenceStep step;
+	TimestampTz begun = GetCurrentTimestamp();
+
+	PG_TRY();
+	{
+		SetCurrentStatementStartTimestamp();
+		StartTransactionCommand();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		(void) msgq_sequence_step(stream->id, true, &step);
+		PopActiveSnapshot();
+		msgq_sequence_commit_lazily();
+		CommitTransactionCommand();
+		MemoryContextSwitchTo(context);
+		msgq_sequence_keep();
+		stream->is_pending = step.has_more;
+		stream->has_open = step.has_open;
+		stream->next = begun + (step.has_more ? 0 : step.has_waiters ?
+								WAITED_INTERVAL : INTERVAL);
+		if (step.given > 0)
+			stream->last_given = begun;
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		HOLD_INTERRUPTS();
+		AbortCurrentTransaction();
+		RESUME_INTERRUPTS();
+		MemoryContextSwitchTo(context);
+		ereport(WARNING,
+				(errcode(error->sqlerrcode),
+				 errmsg("could not give positions in the stream with number %d: %s",
+						stream->id, error->message)));
+		FreeErrorData(error);
+		stream->is_pending = true;
+		stream->next = begun + FAILED_INTERVAL;
+	}
+	PG_END_TRY();
+}
+
+/* Is there a reason to look at the stream? */
+static void
+ask(Sequenced *stream, MsgqSlot *slot, TimestampTz now)
+{
+	if (slot == NULL || stream->is_new ||
+		pg_atomic_exchange_u32(&slot->appended, 0) != 0 ||
+		(stream->has_open && now >= stream->next + OPEN_INTERVAL))
+		stream->is_pending = true;
+	stream->is_new = false;
+}
+
+/*
+ * Makes a step in each stream that may need one.  Returns when to come again,
+ * if nobody wakes us until then; 0 if there is no reason to.
+ */
+TimestampTz
+msgq_sequence_round(void)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	TimestampTz next = 0;
+
+	StartTransactionCommand();
+	refresh_streams();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(caller);
+	for (int i = 0; i < nsequenced; i++)
+	{
+		Sequenced  *stream = &sequenced[i];
+		MsgqSlot   *slot = msgq_slot_find(stream->sequence, stream->created_at);
+		TimestampTz now = GetCurrentTimestamp();
+		TimestampTz again;
+
+		ask(stream, slot, now);
+		if (stream->is_pending && now >= stream->next)
+			step_alone(stream);
+		if (stream->is_pending)
+			again = Max(stream->next, now);
+		else if (stream->has_open || has_waiters(slot))
+			again = stream->next + OPEN_INTERVAL;
+		else if (slot == NULL && now - stream->last_given < USECS_PER_SEC)
+			again = stream->next;
+		else
+			continue;
+		if (next == 0 || again < next)
+			next = again;
+	}
+	return next;
+}
+
+/* ---------------------------------------------------------------------------
+ * The procedure sequence
+ * ---------------------------------------------------------------------------
+ */
+
+/* The numbers of the streams, as an integer list. */
+static List *
+chosen_streams(const char *name)
+{
+	List	   *ids = NIL;
+	ListCell   *cell;
+
+	if (name)
+		return list_make1_int(msgq_stream_get(name, MSGQ_RIGHT_RECEIVE)->id);
+	foreach(cell, msgq_stream_list(MSGQ_RIGHT_RECEIVE))
+		ids = lappend_int(ids, ((const MsgqStream *) lfirst(cell))->id);
+	return ids;
+}
+
+/* The highest id that was taken by now; 0 if the stream has gone. */
+static int64
+last_id(int32 stream_id)
+{
+	const MsgqStream *stream = msgq_stream_find_by_id(stream_id);
+
+	return stream && msgq_stream_is_complete(stream) ?
+		msgq_last_id(stream->sequence) : 0;
+}
+
+/*
+ * Steps until all ids that were taken when we began have been looked at, each
+ * in a transaction of its own.
+ */
+static void
+sequence_stream(int32 stream_id)
+{
+	MsgqSequenceStep step;
+	int64		target = last_id(stream_id);
+	bool		done;
+
+	do
+	{
+		CHECK_FOR_INTERRUPTS();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		done = !msgq_sequence_step(stream_id, true, &step);
+		PopActiveSnapshot();
+		msgq_sequence_commit_lazily();
+		SPI_commit();
+		msgq_sequence_keep();
+	} while (!done && step.high < target);
+}
+
+/* sequence(stream) */
+PG_FUNCTION_INFO_V1(msgq_sequence);
+Datum
+msgq_sequence(PG_FUNCTION_ARGS)
+{
+	char	   *name = PG_ARGISNULL(0) ? NULL : msgq_arg_name(fcinfo, 0, "stream");
+	MemoryContext caller = CurrentMemoryContext;
+	List	   *ids;
+	ListCell   *cell;
+
+	msgq_refuse_transaction_block(fcinfo, "msgq.sequence()",
+								  "It gives positions in transactions of its own.",
+								  "Call it outside of a transaction.");
+	msgq_begin_change("msgq.sequence()");
+	if (SPI_connect_ext(SPI_OPT_NONATOMIC) != SPI_OK_CONNECT)
+		elog(ERROR, "could not connect to SPI");
+	MemoryContextSwitchTo(caller);
+	ids = chosen_streams(name);
+	foreach(cell, ids)
+		sequence_stream(lfirst_int(cell));
+	SPI_finish();
+	PG_RETURN_VOID();
+}

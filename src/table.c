@@ -1,0 +1,122 @@
+/*
+ * table.c
+ *		Small tables with one index, read and written directly.
+ *
+ * A stream writes down where its entries have their places (places.c), and
+ * where its groups are (consumer.c), in rows that are only ever appended, and
+ * found by their primary key.  Both are on the hot path.
+ *
+ * What the executor would have done, see segment.c: privileges are checked on
+ * the stream; triggers, rules, row security, check constraints, and other
+ * columns and indexes are refused when a table is opened; all columns are
+ * NOT NULL and given; nobody updates a row.
+ *
+ * src/table.c
+ */
+#include "msgq.h"
+
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/index.h"
+#include "catalog/pg_am.h"
+#include "utils/rel.h"
+
+#include "segment.h"
+#include "table.h"
+
+static void
+refuse(Relation table, const char *feature)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("table \"%s\" cannot serve a stream",
+					RelationGetRelationName(table)),
+			 errdetail("It has %s.", feature),
+			 errhint("Make it again as those of other streams are.")));
+}
+
+/* Its one index, which must be the primary key that it was made with. */
+static Relation
+open_index(Relation table, LOCKMODE lock)
+{
+	List	   *indexes = RelationGetIndexList(table);
+	Relation	index;
+
+	if (list_length(indexes) != 1)
+		refuse(table, indexes == NIL ? "no primary key" : "other indexes");
+	index = index_open(linitial_oid(indexes), lock);
+	if (index->rd_rel->relam != BTREE_AM_OID || !index->rd_index->indisprimary ||
+		!index->rd_index->indimmediate || !index->rd_index->indisvalid)
+		refuse(table, "another primary key");
+	list_free(indexes);
+	return index;
+}
+
+/* Opens a table that is locked and has so many columns, none of them NULL. */
+MsgqTable  *
+msgq_table_open(Relation table, int ncolumns, LOCKMODE lock)
+{
+	MsgqTable  *opened = palloc(sizeof(MsgqTable));
+	const char *feature = msgq_foreign_feature(table, ncolumns);
+
+	if (feature)
+		refuse(table, feature);
+	for (int i = 0; i < ncolumns; i++)
+	{
+		Form_pg_attribute column = TupleDescAttr(RelationGetDescr(table), i);
+
+		if (column->attisdropped || column->attgenerated || !column->attnotnull)
+			refuse(table, "other columns");
+	}
+	opened->table = table;
+	opened->index = open_index(table, lock);
+	opened->info = BuildIndexInfo(opened->index);
+	opened->row = table_slot_create(table, NULL);
+	return opened;
+}
+
+/* Closes it, and gives the lock back unless that is NoLock. */
+void
+msgq_table_close(MsgqTable *table, LOCKMODE unlock)
+{
+	ExecDropSingleTupleTableSlot(table->row);
+	index_close(table->index, unlock);
+	table_close(table->table, unlock);
+}
+
+/* Appends a row.  Raises 23505 if somebody else has done so. */
+void
+msgq_table_insert(MsgqTable *table, const Datum *values)
+{
+	TupleTableSlot *row = table->row;
+	int			ncolumns = row->tts_tupleDescriptor->natts;
+	Datum		key[INDEX_MAX_KEYS];
+	bool		nulls[INDEX_MAX_KEYS] = {false};
+
+	ExecClearTuple(row);
+	memcpy(row->tts_values, values, sizeof(Datum) * ncolumns);
+	memset(row->tts_isnull, false, sizeof(bool) * ncolumns);
+	ExecStoreVirtualTuple(row);
+	table_tuple_insert(table->table, row, GetCurrentCommandId(true), 0, NULL);
+	for (int i = 0; i < table->info->ii_NumIndexKeyAttrs; i++)
+		key[i] = values[table->info->ii_IndexAttrNumbers[i] - 1];
+	index_insert(table->index, key, nulls, &row->tts_tid, table->table,
+				 UNIQUE_CHECK_YES, false, table->info);
+}
+
+/* The first row of a scan in this direction, in table->row. */
+bool
+msgq_table_find(MsgqTable *table, Snapshot snapshot, ScanKey keys, int nkeys,
+				ScanDirection direction)
+{
+	IndexScanDesc scan = msgq_index_beginscan(table->table, table->index,
+											  snapshot, nkeys);
+	bool		found;
+
+	index_rescan(scan, keys, nkeys, NULL, 0);
+	found = index_getnext_slot(scan, direction, table->row);
+	/* The slot has a pin of its own. */
+	index_endscan(scan);
+	return found;
+}

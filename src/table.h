@@ -1,0 +1,31 @@
+/*
+ * table.h
+ *		Small tables with one index, read and written directly.
+ *
+ * src/table.h
+ */
+#ifndef MSGQ_TABLE_H
+#define MSGQ_TABLE_H
+
+#include "access/genam.h"
+#include "executor/tuptable.h"
+#include "nodes/execnodes.h"
+#include "utils/snapshot.h"
+
+/* A table, locked and opened. */
+typedef struct MsgqTable
+{
+	Relation	table;
+	Relation	index;			/* its primary key */
+	IndexInfo  *info;
+	TupleTableSlot *row;		/* what was found */
+} MsgqTable;
+
+extern MsgqTable *msgq_table_open(Relation table, int ncolumns,
+								  LOCKMODE lock);
+extern void msgq_table_close(MsgqTable *table, LOCKMODE unlock);
+extern void msgq_table_insert(MsgqTable *table, const Datum *values);
+extern bool msgq_table_find(MsgqTable *table, Snapshot snapshot,
+							ScanKey keys, int nkeys, ScanDirection direction);
+
+#endif							/* MSGQ_TABLE_H */
