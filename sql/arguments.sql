@@ -27,6 +27,8 @@ SELECT msgq.create_queue('args', dead_letter_queue => '');
 SELECT format('msgq.q%s_1', id) AS segment, format('msgq.q%s_id', id) AS sequence
 FROM msgq.queues WHERE name = 'args' \gset
 SELECT msgq.send('args', '"the only one"');
+SELECT msgq.create_stream('stream');
+SELECT msgq.create_group('stream', 'group', 'first');
 
 --
 -- NULL for each argument of each function in turn
@@ -68,7 +70,21 @@ INSERT INTO call VALUES
 	('cancel', ARRAY['''args''', '1']),
 	('expire_lease', ARRAY['''args''', '1']),
 	('peek', ARRAY['''args''', '10', '0']),
-	('why_empty', ARRAY['''args''']);
+	('why_empty', ARRAY['''args''']),
+	('create_stream', ARRAY['''new''', '1', '''7 days''', 'NULL', 'NULL', 'false', 'NULL', 'false']),
+	('alter_stream', ARRAY['''stream''', '''{}''']),
+	('drop_stream', ARRAY['''stream''', 'false']),
+	('append', ARRAY['''stream''', '''1''', 'NULL', 'NULL', 'NULL', 'NULL']),
+	('append_bytes', ARRAY['''stream''', '''\x01''', 'NULL', 'NULL', 'NULL', 'NULL']),
+	('append_batch', ARRAY['''stream''', '''{1}''', 'NULL', 'NULL']),
+	('create_group', ARRAY['''stream''', '''new''', '''first''']),
+	('drop_group', ARRAY['''stream''', '''group''']),
+	('read', ARRAY['''stream''', '''group''', '1', 'NULL', '''0''']),
+	('poll', ARRAY['''stream''', '''group''', '1', '''1 s''', '''0''']),
+	('commit', ARRAY['''stream''', '''group''', '''6ba7b810-9dad-11d1-80b4-00c04fd430c8''', 'NULL']),
+	('seek', ARRAY['''stream''', '''group''', '''first''', 'NULL']),
+	('scan', ARRAY['''stream''', '0', '1', '1']),
+	('last_per_key', ARRAY['''stream''']);
 -- Each function stands here, with as many arguments as it has.
 SELECT proname, pronargs FROM pg_proc LEFT JOIN call ON name = proname
 WHERE pronamespace = 'msgq'::regnamespace AND pronargs IS DISTINCT FROM cardinality(arguments)
@@ -188,7 +204,11 @@ BEGIN
 		'nack(''args'', gen_random_uuid(), delay => %L)',
 		'nack_batch(''args'', ''{}'', delay => %L)',
 		'extend(''args'', gen_random_uuid(), visibility_timeout => %L)',
-		'extend_batch(''args'', ''{}'', visibility_timeout => %L)']
+		'extend_batch(''args'', ''{}'', visibility_timeout => %L)',
+		'create_stream(''new'', retention => %L)',
+		'read(''stream'', ''group'', wait => %L)',
+		'poll(''stream'', ''group'', wait => %L)',
+		'poll(''stream'', ''group'', visibility_timeout => %L)']
 	LOOP
 		FOREACH bound IN ARRAY '{infinity,-infinity}'::text[] LOOP
 			result := pg_temp.raised('SELECT msgq.' || format(statement, bound));
@@ -205,7 +225,8 @@ $$;
 SELECT body, deliveries FROM msgq.peek('args', 10000);
 SELECT count(*) AS relations_left FROM pg_class
 WHERE relnamespace = 'msgq'::regnamespace AND oid NOT IN (SELECT oid FROM relations_before)
-	AND relname !~ (SELECT format('^q%s(_|$)', id) FROM msgq.queues WHERE name = 'args');
+	AND relname !~ (SELECT format('^q%s(_|$)', id) FROM msgq.queues WHERE name = 'args')
+	AND relname !~ (SELECT format('^s%s(_|$)', id) FROM msgq.streams WHERE name = 'stream');
 SELECT msgq.purge('args');
 
 --
@@ -312,3 +333,4 @@ SELECT msgq.send_bytes('args', decode(repeat('00', 10000000), 'hex')) > 0 AS sen
 SELECT octet_length(data), md5(data) = md5(decode(repeat('00', 10000000), 'hex')) AS intact FROM msgq.pop('args');
 
 SELECT msgq.drop_queue('args');
+SELECT msgq.drop_stream('stream');

@@ -41,6 +41,8 @@ GRANT CREATE ON SCHEMA msgq TO regress_msgq_owner;
 SET ROLE regress_msgq_owner;
 SELECT msgq.create_queue('rights', archive_retention => '1 h');
 SELECT msgq.send('rights', '1');
+SELECT msgq.create_stream('rights stream');
+SELECT msgq.create_group('rights stream', 'group', 'first');
 RESET ROLE;
 SELECT format('msgq.q%s', id) AS handle, format('msgq.q%s_1', id) AS segment, id
 FROM msgq.queues WHERE name = 'rights' \gset
@@ -96,13 +98,31 @@ INSERT INTO call (name, arguments) VALUES
 	('cancel', $$'rights', 1$$),
 	('expire_lease', $$'rights', 1$$),
 	('peek', $$'rights'$$),
-	('why_empty', $$'rights'$$);
--- All but what lies behind the views, which follow below.
+	('why_empty', $$'rights'$$),
+	('create_stream', $$'new'$$),
+	('alter_stream', $$'rights stream', '{"retention": "1 s"}'$$),
+	('drop_stream', $$'rights stream'$$),
+	('append', $$'rights stream', '1'$$),
+	('append_bytes', $$'rights stream', '\x01'$$),
+	('append_batch', $$'rights stream', '{1}'$$),
+	('create_group', $$'rights stream', 'new', 'first'$$),
+	('drop_group', $$'rights stream', 'group'$$),
+	('read', $$'rights stream', 'group'$$),
+	('poll', $$'rights stream', 'group'$$),
+	('seek', $$'rights stream', 'group', 'first'$$),
+	('scan', $$'rights stream', 0, 1, 1$$),
+	('last_per_key', $$'rights stream'$$),
+	('grant', $$'rights stream', 'regress_msgq_none', 'send'$$),
+	('revoke', $$'rights stream', 'regress_msgq_send', 'send'$$);
+-- All but what lies behind the views, which follow below, and procedures; and
+-- commit, which needs a receipt.
 SELECT proname FROM pg_proc WHERE pronamespace = 'msgq'::regnamespace
 	AND proname NOT IN (SELECT name FROM call) ORDER BY proname COLLATE "C";
 
-SELECT msgq.grant('rights', 'regress_msgq_' || r, r) FROM unnest('{peek,send,receive,manage,admin}'::text[]) r;
-SELECT msgq.grant('rights', 'regress_msgq_all', r) FROM unnest('{peek,send,receive,manage,admin}'::text[]) r;
+SELECT msgq.grant(n, 'regress_msgq_' || r, r)
+FROM unnest('{rights,rights stream}'::text[]) n, unnest('{peek,send,receive,manage,admin}'::text[]) r;
+SELECT msgq.grant(n, 'regress_msgq_all', r)
+FROM unnest('{rights,rights stream}'::text[]) n, unnest('{peek,send,receive,manage,admin}'::text[]) r;
 SELECT grantee::regrole, privilege_type, is_grantable, grantor::regrole = relowner::regrole AS by_owner
 FROM pg_class, aclexplode(relacl)
 WHERE oid = :'handle'::regclass AND grantee NOT IN (relowner, 'regress_msgq_owner'::regrole)
@@ -129,7 +149,17 @@ SELECT name,
 	pg_temp.may('super', call) AS super
 FROM call ORDER BY n;
 
--- The message names the queue, and is the same for all.
+-- Of the procedure that gives positions, and of commit.
+SELECT role, pg_temp.tried('regress_msgq_' || role,
+	$$SELECT msgq.commit('rights stream', 'group', '00000000-0000-0000-0000-000000000000')$$)
+FROM unnest('{none,peek,send,receive,manage,admin}'::text[]) role;
+SET ROLE regress_msgq_send;
+CALL msgq.sequence('rights stream');
+SET ROLE regress_msgq_receive;
+CALL msgq.sequence('rights stream');
+RESET ROLE;
+
+-- The message names the queue or stream, and is the same for all.
 SELECT DISTINCT pg_temp.tried('regress_msgq_none', format('SELECT msgq.%I(%s)', name, arguments)) FROM call;
 -- An unknown queue is unknown to everybody.
 SELECT pg_temp.tried('regress_msgq_none', $$SELECT msgq.send('nowhere', '1')$$);
@@ -141,8 +171,10 @@ DECLARE
 	result text;
 BEGIN
 	PERFORM msgq.grant('rights', 'public', "right");
+	PERFORM msgq.grant('rights stream', 'public', "right");
 	result := pg_temp.may('none', call);
 	PERFORM msgq.revoke('rights', 'public', "right");
+	PERFORM msgq.revoke('rights stream', 'public', "right");
 	RETURN result;
 END
 $$;
@@ -157,13 +189,16 @@ FROM call ORDER BY n;
 --
 -- The views show what one has a right to.
 --
-CREATE FUNCTION pg_temp.seen(role text) RETURNS TABLE (queues bigint, stats bigint, leases bigint)
+CREATE FUNCTION pg_temp.seen(role text) RETURNS TABLE (queues bigint, stats bigint, leases bigint, streams bigint, stream_stats bigint, lag bigint)
 LANGUAGE plpgsql AS $$
 BEGIN
 	EXECUTE format('SET LOCAL ROLE %I', 'regress_msgq_' || role);
 	queues := (SELECT count(*) FROM msgq.queues WHERE name = 'rights');
 	stats := (SELECT count(*) FROM msgq.queue_stats WHERE queue = 'rights');
 	leases := (SELECT count(*) FROM msgq.leases WHERE queue = 'rights');
+	streams := (SELECT count(*) FROM msgq.streams WHERE name = 'rights stream');
+	stream_stats := (SELECT count(*) FROM msgq.stream_stats WHERE stream = 'rights stream');
+	lag := (SELECT count(*) FROM msgq.group_lag WHERE stream = 'rights stream');
 	RESET ROLE;
 	RETURN NEXT;
 END
@@ -220,7 +255,10 @@ FROM (VALUES
 	(26, 'owner', 'SELECT setval(''%s_id'', 1)', :'handle'),
 	(27, 'owner', 'SELECT last_value FROM %s_id', :'handle'),
 	(28, 'owner', 'DROP VIEW %s', :'handle'),
-	(29, 'owner', 'DELETE FROM %s', 'msgq.queues')
+	(29, 'owner', 'DELETE FROM %s', 'msgq.queues'),
+	(30, 'all', 'SELECT FROM %s', 'msgq.stream'),
+	(31, 'all', 'SELECT FROM %s', 'msgq.stream_segment'),
+	(32, 'owner', 'UPDATE %s SET id = id', 'msgq.stream_group')
 ) AS v(n, role, statement, object) ORDER BY n;
 
 --
@@ -339,8 +377,9 @@ RESET ROLE;
 SELECT pg_temp.tried('regress_msgq_owner', $$SELECT msgq.create_queue('squatted')$$);
 DROP TABLE :squat;
 
--- Dropping the queue drops what was granted on it, so the roles can go.
+-- Dropping queue and stream drops what was granted on them, so the roles can go.
 SELECT msgq.drop_queue('rights');
+SELECT msgq.drop_stream('rights stream');
 REVOKE CREATE ON SCHEMA msgq FROM regress_msgq_owner, regress_msgq_none;
 DROP ROLE regress_msgq_owner, regress_msgq_none, regress_msgq_peek, regress_msgq_send, regress_msgq_receive,
 	regress_msgq_manage, regress_msgq_admin, regress_msgq_all, regress_msgq_super, regress_msgq_group,

@@ -66,6 +66,9 @@
 
 #define MAX_KEY_BYTES		255
 
+/* Of a table of entries: by id, by key, and by idempotency key. */
+#define NINDEXES			3
+
 /* Rows, and bytes, that are inserted at once. */
 #define CHUNK_ROWS			500
 #define CHUNK_BYTES			(1024 * 1024)
@@ -73,13 +76,13 @@
 /* Seed of the hash of a key; never to be changed, since it places entries. */
 #define KEY_SEED			INT64CONST(0x6d7367712e6b6579)
 
-/* A table of entries, opened. */
+/* A table of entries, opened, with those of its indexes that are needed. */
 typedef struct EntryTable
 {
 	Relation	table;
 	Relation	by_id;
-	Relation	by_key;
-	Relation	by_idempotency_key;
+	Relation	by_key;			/* NULL: not opened */
+	Relation	by_idempotency_key; /* NULL: not opened */
 	IndexInfo  *by_id_info;
 	IndexInfo  *by_key_info;
 	IndexInfo  *by_idempotency_key_info;
@@ -118,60 +121,66 @@ check_table(Relation table)
 	}
 }
 
-/* Puts an open index where it belongs. */
-static void
-place_index(EntryTable *entries, Relation index)
+/*
+ * Opens one of the table's own indexes, which must have these columns.  The
+ * other ones that it has need not be opened, since there are three.
+ */
+static Relation
+open_index(Relation table, Oid index_oid, LOCKMODE lock, AttrNumber first,
+		   AttrNumber second, IndexInfo **info)
 {
-	IndexInfo  *info = BuildIndexInfo(index);
-	AttrNumber	column = info->ii_IndexAttrNumbers[0];
+	Relation	index;
 
-	if (index->rd_rel->relam != BTREE_AM_OID || !info->ii_ReadyForInserts ||
-		!index->rd_index->indisvalid || info->ii_Expressions != NIL)
-		refuse(entries->table, "other indexes");
-	if (column == Anum_entry_row_id && index->rd_index->indisprimary)
-	{
-		entries->by_id = index;
-		entries->by_id_info = info;
-	}
-	else if (column == Anum_entry_row_key && info->ii_NumIndexAttrs == 2 &&
-			 info->ii_IndexAttrNumbers[1] == Anum_entry_row_id)
-	{
-		entries->by_key = index;
-		entries->by_key_info = info;
-	}
-	else if (column == Anum_entry_row_idempotency_key &&
-			 info->ii_NumIndexAttrs == 1 && !info->ii_Unique)
-	{
-		entries->by_idempotency_key = index;
-		entries->by_idempotency_key_info = info;
-	}
-	else
-		refuse(entries->table, "other indexes");
+	if (!OidIsValid(index_oid))
+		refuse(table, "not all of its indexes");
+	index = index_open(index_oid, lock);
+	*info = BuildIndexInfo(index);
+	if (index->rd_index->indrelid != RelationGetRelid(table) ||
+		index->rd_rel->relam != BTREE_AM_OID || !(*info)->ii_ReadyForInserts ||
+		!index->rd_index->indisvalid || (*info)->ii_Expressions != NIL ||
+		(*info)->ii_NumIndexAttrs != (second == 0 ? 1 : 2) ||
+		(*info)->ii_IndexAttrNumbers[0] != first ||
+		(second != 0 && (*info)->ii_IndexAttrNumbers[1] != second) ||
+		(*info)->ii_Unique != (first == Anum_entry_row_id))
+		refuse(table, "other indexes");
+	return index;
 }
 
+/* Opens the table of a segment, which is locked, with the indexes wanted. */
 static void
-open_entries(EntryTable *entries, Relation table, LOCKMODE lock)
+open_entries(EntryTable *entries, Relation table,
+			 const MsgqStreamSegment *segment, LOCKMODE lock, bool by_key,
+			 bool by_idempotency_key)
 {
 	List	   *indexes = RelationGetIndexList(table);
-	ListCell   *cell;
 
 	memset(entries, 0, sizeof(EntryTable));
 	entries->table = table;
 	check_table(table);
-	foreach(cell, indexes)
-		place_index(entries, index_open(lfirst_oid(cell), lock));
+	if (list_length(indexes) != NINDEXES)
+		refuse(table, "other indexes");
 	list_free(indexes);
-	if (entries->by_id == NULL || entries->by_key == NULL ||
-		entries->by_idempotency_key == NULL)
-		refuse(table, "not all of its indexes");
+	entries->by_id = open_index(table, table->rd_pkindex, lock,
+								Anum_entry_row_id, 0, &entries->by_id_info);
+	if (by_key)
+		entries->by_key = open_index(table, segment->by_key, lock,
+									 Anum_entry_row_key, Anum_entry_row_id,
+									 &entries->by_key_info);
+	if (by_idempotency_key)
+		entries->by_idempotency_key =
+			open_index(table, segment->by_idempotency_key, lock,
+					   Anum_entry_row_idempotency_key, 0,
+					   &entries->by_idempotency_key_info);
 }
 
 static void
 close_entries(EntryTable *entries, LOCKMODE unlock)
 {
 	index_close(entries->by_id, unlock);
-	index_close(entries->by_key, unlock);
-	index_close(entries->by_idempotency_key, unlock);
+	if (entries->by_key)
+		index_close(entries->by_key, unlock);
+	if (entries->by_idempotency_key)
+		index_close(entries->by_idempotency_key, unlock);
 	table_close(entries->table, unlock);
 }
 
@@ -418,7 +427,7 @@ check_expected_id(const MsgqStream *stream, const MsgqNewEntry *entry)
 		TransactionId open_xid;
 
 		open_entries(&entries, msgq_stream_open_segment(stream, segment, segment->entries),
-					 AccessShareLock);
+					 segment, AccessShareLock, true, false);
 		row = table_slot_create(entries.table, NULL);
 		if (find_last(entries.table, entries.by_key,
 					  PointerGetDatum(entry->key), row, &open_xid) &&
@@ -477,7 +486,7 @@ find_idempotency_key(const MsgqStream *stream, const MsgqNewEntry *entry,
 		TupleTableSlot *row;
 
 		open_entries(&entries, msgq_stream_open_segment(stream, segment, segment->entries),
-					 AccessShareLock);
+					 segment, AccessShareLock, false, true);
 		row = table_slot_create(entries.table, NULL);
 		found = find_last(entries.table, entries.by_idempotency_key,
 						  PointerGetDatum(entry->idempotency_key), row,
@@ -525,6 +534,17 @@ insert_once(EntryTable *table, const MsgqStream *stream, MsgqSlot *slot,
  * ---------------------------------------------------------------------------
  */
 
+static bool
+has_keys(const MsgqNewEntry *entries, int n)
+{
+	for (int i = 0; i < n; i++)
+	{
+		if (entries[i].key)
+			return true;
+	}
+	return false;
+}
+
 /*
  * Appends n entries, all or none, to the stream of this name, and fills their
  * ids.  Only a single one may have an idempotency key or an expected id.
@@ -548,7 +568,8 @@ msgq_append_entries(const char *command, const char *name,
 							  &slot);
 	msgq_sequencer_want();
 	check_sizes(stream, entries, n);
-	open_entries(&table, active, RowExclusiveLock);
+	open_entries(&table, active, msgq_stream_active(stream), RowExclusiveLock,
+				 has_keys(entries, n), n == 1 && entries[0].idempotency_key);
 	if (n == 1 && entries[0].has_expected_id)
 		check_expected_id(stream, &entries[0]);
 	if (n == 1 && entries[0].idempotency_key)

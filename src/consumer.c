@@ -650,7 +650,11 @@ msgq_commit(PG_FUNCTION_ARGS)
 	open_consumer(&consumer);
 	if (group_id != consumer.group_id || partition < 0 ||
 		partition >= consumer.stream->npartitions)
-		refuse_fenced(&consumer, partition);
+		ereport(ERROR,
+				(errcode(ERRCODE_MSGQ_FENCED),
+				 errmsg("the receipt is not one of consumer group \"%s\" of stream \"%s\"",
+						consumer.group_name, consumer.stream_name),
+				 errhint("Commit with the receipt of entries that msgq.poll() has returned for this group.")));
 	place = take_partition(&consumer, partition);
 	if (place.lease != lease)
 		refuse_fenced(&consumer, partition);

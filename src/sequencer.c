@@ -926,12 +926,14 @@ refresh_streams(void)
 
 /* Makes a step in a transaction of its own. */
 static void
-step_alone(Sequenced *stream)
+step_alone(Sequenced *stream, MsgqSlot *slot)
 {
 	MemoryContext context = CurrentMemoryContext;
 	MsgqSequenceStep step;
 	TimestampTz begun = GetCurrentTimestamp();
 
+	if (slot)
+		(void) pg_atomic_exchange_u32(&slot->appended, 0);
 	PG_TRY();
 	{
 		SetCurrentStatementStartTimestamp();
@@ -972,12 +974,15 @@ step_alone(Sequenced *stream)
 	PG_END_TRY();
 }
 
-/* Is there a reason to look at the stream? */
+/*
+ * Is there a reason to look at the stream?  That somebody has appended stays
+ * said until the next step, or each commit before that would wake us.
+ */
 static void
 ask(Sequenced *stream, MsgqSlot *slot, TimestampTz now)
 {
 	if (slot == NULL || stream->is_new ||
-		pg_atomic_exchange_u32(&slot->appended, 0) != 0 ||
+		pg_atomic_read_u32(&slot->appended) != 0 ||
 		(stream->has_open && now >= stream->next + OPEN_INTERVAL))
 		stream->is_pending = true;
 	stream->is_new = false;
@@ -1006,7 +1011,7 @@ msgq_sequence_round(void)
 
 		ask(stream, slot, now);
 		if (stream->is_pending && now >= stream->next)
-			step_alone(stream);
+			step_alone(stream, slot);
 		if (stream->is_pending)
 			again = Max(stream->next, now);
 		else if (stream->has_open || has_waiters(slot))

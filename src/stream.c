@@ -131,6 +131,9 @@ read_segment(int32 stream_id, const Datum *values, const bool *nulls,
 	segment->turn = DatumGetInt64(values[Anum_stream_segment_turn - 1]);
 	segment->entries = numbered_oid(stream_id, "", segment->n);
 	segment->places = numbered_oid(stream_id, "p", segment->n);
+	segment->by_key = storage_oid(stream_id, psprintf("_%d_key", segment->n));
+	segment->by_idempotency_key =
+		storage_oid(stream_id, psprintf("_%d_once", segment->n));
 	segment->partitions =
 		DatumGetInt32(values[Anum_stream_segment_partitions - 1]);
 	segment->first_id = DatumGetInt64(values[Anum_stream_segment_first_id - 1]);

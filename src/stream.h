@@ -94,6 +94,8 @@ typedef struct MsgqStreamSegment
 	int64		turn;			/* with n: which segment this is */
 	Oid			entries;		/* its tables; InvalidOid: it has gone */
 	Oid			places;
+	Oid			by_key;			/* indexes of entries */
+	Oid			by_idempotency_key;
 	int			partitions;		/* over which its entries are spread */
 	int64		first_id;		/* none of its ids is below */
 	int64	   *start;			/* positions given since begin here: one for
