@@ -17,8 +17,10 @@
 #include "utils/builtins.h"
 
 #include "owner.h"
+#include "retention.h"
 #include "ring.h"
 #include "shared.h"
+#include "stream.h"
 #include "worker.h"
 
 /* A snapshot that is older than so many seconds keeps much from vacuum. */
@@ -182,6 +184,39 @@ check_wakeups(Report *report)
 				 counts.woken, counts.polled));
 }
 
+/* Of the streams at which the caller may look. */
+static void
+check_streams(Report *report)
+{
+	List	   *streams = msgq_stream_list(MSGQ_RIGHT_PEEK);
+	StringInfoData names;
+	ListCell   *cell;
+
+	if (streams && !msgq_worker_enabled && !RecoveryInProgress())
+		put(report, "sequencer", "warning",
+			"turned off by msgq.worker; entries of streams can be read after msgq.sequence() only");
+	else
+		put(report, "sequencer", "ok",
+			RecoveryInProgress() ? "a standby has none" :
+			streams == NIL ? "there are no streams" :
+			msgq_sequencer_runs() ? "running" :
+			"not running; it starts when a stream is used");
+
+	initStringInfo(&names);
+	foreach(cell, streams)
+	{
+		const MsgqStream *stream = lfirst(cell);
+
+		if (msgq_stream_holds_too_much(stream))
+			appendStringInfo(&names, "%s\"%s\"", names.len > 0 ? ", " : "",
+							 NameStr(stream->name));
+	}
+	put(report, "streams", names.len > 0 ? "warning" : "ok",
+		names.len > 0 ?
+		psprintf("a group is so far behind that more than half of max_held_bytes is kept for it: %s; see msgq.group_lag",
+				 names.data) : "none holds too much for its groups");
+}
+
 /* health() */
 PG_FUNCTION_INFO_V1(msgq_health);
 Datum
@@ -198,6 +233,7 @@ msgq_health(PG_FUNCTION_ARGS)
 	check_dead_letters(&report);
 	check_audit(&report);
 	check_wakeups(&report);
+	check_streams(&report);
 	return (Datum) 0;
 }
 

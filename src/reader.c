@@ -144,7 +144,11 @@ find(Cursor *cursor, int64 id)
 {
 	int			steps = 0;
 
-	if (cursor->at_end || cursor->id > id || id - cursor->id > MAX_STEPS)
+	/*
+	 * What the cursor stands on may have been fetched already, as it can
+	 * once.
+	 */
+	if (cursor->at_end || cursor->id >= id || id - cursor->id > MAX_STEPS)
 		search(cursor, id);
 	while (!cursor->at_end && cursor->id < id)
 	{

@@ -153,6 +153,13 @@ msgq_worker_runs(void)
 	return runs(MSGQ_WORKER_LOCK);
 }
 
+/* Does the sequencer? */
+bool
+msgq_sequencer_runs(void)
+{
+	return runs(MSGQ_SEQUENCER_LOCK);
+}
+
 /* ---------------------------------------------------------------------------
  * Processes
  * ---------------------------------------------------------------------------

@@ -17,6 +17,7 @@ extern void msgq_worker_init(void);
 extern void msgq_worker_want(void);
 extern void msgq_worker_remind(void);
 extern bool msgq_worker_runs(void);
+extern bool msgq_sequencer_runs(void);
 extern void msgq_sequencer_want(void);
 extern void msgq_sequencer_wake(void);
 
