@@ -83,6 +83,13 @@ msgq_queue_init(void)
 	CacheRegisterRelcacheCallback(invalidation_callback, (Datum) 0);
 }
 
+/* To be called before metadata is read that shall be told apart by generation. */
+void
+msgq_queue_watch(void)
+{
+	queue_table = msgq_relation_oid("queue");
+}
+
 /* Changes whenever something that was looked up may have changed. */
 uint64
 msgq_queue_generation(void)

@@ -168,6 +168,7 @@ typedef enum MsgqLock
 } MsgqLock;
 
 extern void msgq_queue_init(void);
+extern void msgq_queue_watch(void);
 extern uint64 msgq_queue_generation(void);
 extern void msgq_queue_forget_all(void);
 extern void msgq_queue_changed(void);

@@ -44,7 +44,9 @@
  */
 #include "msgq.h"
 
+#include "access/genam.h"
 #include "access/table.h"
+#include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
@@ -57,6 +59,7 @@
 #include "admin.h"
 #include "argument.h"
 #include "consumer.h"
+#include "message.h"
 #include "owner.h"
 #include "places.h"
 #include "retention.h"
@@ -299,18 +302,44 @@ incomplete_segment(const MsgqStream *stream)
 	return NULL;
 }
 
-/* Steps until all that was appended by now was looked at. */
-static bool
-sequence_all(const MsgqStream *stream)
+/* The highest id in a segment to which nobody is appending; 0 for none. */
+static int64
+last_id(const MsgqStreamSegment *segment)
 {
-	int64		last = msgq_last_id(stream->sequence);
+	Relation	table = table_open(segment->entries, NoLock);
+	TupleTableSlot *row = table_slot_create(table, NULL);
+	Relation	index;
+	IndexScanDesc scan;
+	int64		last = 0;
+
+	list_free(RelationGetIndexList(table));
+	index = index_open(table->rd_pkindex, AccessShareLock);
+	scan = msgq_index_beginscan(table, index, SnapshotAny, 0);
+	index_rescan(scan, NULL, 0, NULL, 0);
+	if (index_getnext_slot(scan, BackwardScanDirection, row))
+		last = msgq_row_id(row);
+	index_endscan(scan);
+	index_close(index, AccessShareLock);
+	ExecDropSingleTupleTableSlot(row);
+	table_close(table, NoLock);
+	return last;
+}
+
+/*
+ * Steps until all that is in a segment was looked at; false if somebody who is
+ * appending to another one keeps the append horizon below that.
+ */
+static bool
+sequence_segment(const MsgqStream *stream, const MsgqStreamSegment *segment)
+{
+	int64		last = last_id(segment);
 	MsgqSequenceStep step;
 
 	do
 	{
 		if (!msgq_sequence_step(stream->id, true, &step))
 			return false;
-	} while (step.high < last && step.has_more);
+	} while (step.has_more);
 	return step.high >= last;
 }
 
@@ -332,7 +361,7 @@ msgq_stream_complete(int32 stream_id, MsgqRound *round)
 	if (segment == NULL)
 		return false;
 	if (!ConditionalLockRelationOid(segment->entries, ShareLock) ||
-		!sequence_all(stream))
+		!sequence_segment(stream, segment))
 	{
 		round->waiting++;
 		return false;

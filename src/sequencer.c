@@ -66,6 +66,7 @@
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
+#include "storage/lmgr.h"
 #include "storage/procarray.h"
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
@@ -86,6 +87,9 @@
 
 /* Ids at which a step looks at most, besides those that were open. */
 #define MAX_STEP_IDS		50000
+
+/* So many milliseconds msgq.sequence waits for the horizon. */
+#define MAX_HORIZON_WAITS	500
 
 /* A row with all that is open is written after so many ranges of differences. */
 #define MIN_LOGGED			200
@@ -706,19 +710,32 @@ msgq_sequence_first_step(const MsgqStream *stream,
  * ---------------------------------------------------------------------------
  */
 
+/* Locks the active table as its opening will, if that is possible at once. */
+static bool
+try_lock_stream(int32 stream_id)
+{
+	const MsgqStream *stream = msgq_stream_find_by_id(stream_id);
+
+	return stream && msgq_stream_is_complete(stream) &&
+		ConditionalLockRelationOid(msgq_stream_active(stream)->entries,
+								   AccessShareLock);
+}
+
 /*
  * Locks the sequence, and the stream as it is then; NULL if it has gone, or if
- * somebody is making a step and we shall not wait.
+ * somebody is making a step, or dropping it, and we shall not wait.
  */
 static const MsgqStream *
 lock_sequence(int32 stream_id, bool wait, Relation *entries, MsgqSlot **slot)
 {
 	for (;;)
 	{
-		const MsgqStream *stream =
-		msgq_stream_open_id(stream_id, AccessShareLock, entries, slot);
+		const MsgqStream *stream;
 		LOCKTAG		tag;
 
+		if (!wait && !try_lock_stream(stream_id))
+			return NULL;
+		stream = msgq_stream_open_id(stream_id, AccessShareLock, entries, slot);
 		if (stream == NULL)
 			return NULL;
 		msgq_stream_lock_tag(&tag, stream, 0, MSGQ_SEQUENCE_LOCK);
@@ -793,6 +810,7 @@ make_step(Step *step, MsgqSlot *slot, MsgqSequenceStep *result)
 	result->given = step->nentries;
 	result->high = high;
 	result->has_more = high < horizon;
+	result->caught_up = horizon != PG_INT64_MIN && high >= horizon;
 	result->has_open = sequencer->nopen > 0;
 	result->has_waiters = has_waiters(slot);
 	if (step->nentries > 0)
@@ -857,6 +875,9 @@ msgq_sequence_commit_lazily(void)
 
 /* Open entries are looked at so often: COMMIT PREPARED does not tell. */
 #define OPEN_INTERVAL		100000
+
+/* Somebody is changing or dropping the stream, or restores it. */
+#define BUSY_INTERVAL		50000
 
 /* A stream whose step has failed rests for so long. */
 #define FAILED_INTERVAL		(5 * USECS_PER_SEC)
@@ -931,6 +952,7 @@ step_alone(Sequenced *stream, MsgqSlot *slot)
 	MemoryContext context = CurrentMemoryContext;
 	MsgqSequenceStep step;
 	TimestampTz begun = GetCurrentTimestamp();
+	bool		done;
 
 	if (slot)
 		(void) pg_atomic_exchange_u32(&slot->appended, 0);
@@ -939,16 +961,16 @@ step_alone(Sequenced *stream, MsgqSlot *slot)
 		SetCurrentStatementStartTimestamp();
 		StartTransactionCommand();
 		PushActiveSnapshot(GetTransactionSnapshot());
-		(void) msgq_sequence_step(stream->id, true, &step);
+		done = msgq_sequence_step(stream->id, false, &step);
 		PopActiveSnapshot();
 		msgq_sequence_commit_lazily();
 		CommitTransactionCommand();
 		MemoryContextSwitchTo(context);
 		msgq_sequence_keep();
-		stream->is_pending = step.has_more;
+		stream->is_pending = !done || !step.caught_up;
 		stream->has_open = step.has_open;
-		stream->next = begun + (step.has_more ? 0 : step.has_waiters ?
-								WAITED_INTERVAL : INTERVAL);
+		stream->next = begun + (!done ? BUSY_INTERVAL : step.has_more ? 0 :
+								step.has_waiters ? WAITED_INTERVAL : INTERVAL);
 		if (step.given > 0)
 			stream->last_given = begun;
 	}
@@ -1057,13 +1079,16 @@ last_id(int32 stream_id)
 
 /*
  * Steps until all ids that were taken when we began have been looked at, each
- * in a transaction of its own.
+ * in a transaction of its own.  Somebody who is about to append may keep the
+ * append horizon below that for an instant, for which we wait; not for one who
+ * is stuck there.
  */
 static void
 sequence_stream(int32 stream_id)
 {
 	MsgqSequenceStep step;
 	int64		target = last_id(stream_id);
+	int			waits = 0;
 	bool		done;
 
 	do
@@ -1075,6 +1100,11 @@ sequence_stream(int32 stream_id)
 		msgq_sequence_commit_lazily();
 		SPI_commit();
 		msgq_sequence_keep();
+		if (!done && step.high < target && !step.has_more)
+		{
+			done = ++waits == MAX_HORIZON_WAITS;
+			pg_usleep(1000);
+		}
 	} while (!done && step.high < target);
 }
 

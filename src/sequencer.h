@@ -15,6 +15,7 @@ typedef struct MsgqSequenceStep
 	int64		given;			/* positions */
 	int64		high;			/* ids up to here were looked at */
 	bool		has_more;		/* there are ids above, that can be looked at */
+	bool		caught_up;		/* there was none, when it began */
 	bool		has_open;		/* there are entries of open transactions */
 	bool		has_waiters;	/* somebody waits for positions */
 } MsgqSequenceStep;

@@ -242,7 +242,7 @@ read_streams(const char *name)
 {
 	Oid			oid = msgq_relation_oid("stream");
 	List	   *streams = NIL;
-	uint64		read_at = msgq_queue_generation();
+	uint64		read_at;
 	Relation	table;
 	SysScanDesc scan;
 	ScanKeyData key;
@@ -251,6 +251,8 @@ read_streams(const char *name)
 	/* The library may be newer than what CREATE EXTENSION has made. */
 	if (!OidIsValid(oid))
 		return NIL;
+	msgq_queue_watch();
+	read_at = msgq_queue_generation();
 	table = table_open(oid, AccessShareLock);
 	ScanKeyInit(&key, Anum_stream_name, BTEqualStrategyNumber, F_TEXTEQ,
 				CStringGetTextDatum(name ? name : ""));

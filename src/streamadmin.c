@@ -528,15 +528,15 @@ lock_against_appenders(const MsgqStream *stream)
 static void
 sequence_all(const MsgqStream *stream)
 {
-	int64		last = msgq_last_id(stream->sequence);
 	MsgqSequenceStep step;
 
 	do
 	{
+		CHECK_FOR_INTERRUPTS();
 		if (!msgq_sequence_step(stream->id, true, &step))
 			elog(ERROR, "could not give positions in stream number %d",
 				 stream->id);
-	} while (step.high < last || step.has_open);
+	} while (!step.caught_up || step.has_open);
 }
 
 static void

@@ -791,12 +791,27 @@ msgq_worker_main(Datum arg)
  */
 
 static void
-leave_sequencer(int code, Datum entry)
+leave_sequencer(MsgqDatabase *entry)
+{
+	pg_atomic_write_u32(&entry->sequencer, 0);
+	pg_atomic_write_u32(&entry->sequencer_pid, 0);
+	pg_memory_barrier();
+}
+
+/*
+ * The process ends, and somebody may have relied on it: the launcher starts
+ * another one, unless it was told to end because of the database.
+ */
+static void
+sequencer_exit(int code, Datum entry)
 {
 	MsgqDatabase *database = (MsgqDatabase *) DatumGetPointer(entry);
 
-	pg_atomic_write_u32(&database->sequencer, 0);
-	pg_atomic_write_u32(&database->sequencer_pid, 0);
+	if (pg_atomic_read_u32(&database->sequencer) == 0)
+		return;
+	leave_sequencer(database);
+	pg_atomic_write_u32(&database->sequencer_wanted, 1);
+	msgq_launcher_wake();
 }
 
 /* We are the sequencer: who appends wakes us from now on. */
@@ -851,8 +866,7 @@ sequence_until_idle(MsgqDatabase *entry)
 		else if (GetCurrentTimestamp() - last_busy > idle_time)
 		{
 			if (entry)
-				leave_sequencer(0, PointerGetDatum(entry));
-			pg_memory_barrier();
+				leave_sequencer(entry);
 			if (msgq_sequence_round() == 0)
 				return;
 			enter_sequencer(entry);
@@ -880,6 +894,6 @@ msgq_sequencer_main(Datum arg)
 		return;
 	entry = msgq_database_get(MyDatabaseId);
 	if (entry)
-		before_shmem_exit(leave_sequencer, PointerGetDatum(entry));
+		before_shmem_exit(sequencer_exit, PointerGetDatum(entry));
 	sequence_until_idle(entry);
 }
