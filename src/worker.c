@@ -83,7 +83,7 @@
 
 /* A backend asks for a worker at most this often, without a launcher. */
 #define ASK_TIME			(10 * USECS_PER_SEC)
-#define SEQUENCER_ASK_TIME	(1 * USECS_PER_SEC)
+#define SEQUENCER_ASK_TIME	(USECS_PER_SEC / 5)
 
 /* The same for a sequencer that is told when somebody wants the database. */
 #define SEQUENCER_IDLE_TIME	(60 * USECS_PER_SEC)

@@ -25,18 +25,21 @@ my $admin = session($node);
 
 $admin->safe(
 	q{SELECT msgq.create_stream('s', partitions => 2);
-	SELECT msgq.create_group('s', 'g', 'first')});
+	SELECT msgq.create_group('s', 'g', 'first');
+	SELECT msgq.create_group('s', 'any', 'first')});
 
 my $entries = 0;
 
-# Waits until all entries that were appended have positions.
+# Waits until all entries that were appended have positions.  Without a launcher
+# the sequencer is started by whoever reads.
 sub all_positioned
 {
 	my ($name, $dbname) = @_;
 
 	ok( $node->poll_query_until(
-			$dbname // 'postgres', "SELECT sum(entries) = $entries
-			FROM msgq.stream_stats WHERE stream = 's'"),
+			$dbname // 'postgres', "SELECT (SELECT count(*) FROM msgq.read('s', 'any', 1)) >= 0
+				AND (SELECT sum(entries) FROM msgq.stream_stats
+					WHERE stream = 's') = $entries"),
 		$name);
 	return;
 }
@@ -121,7 +124,7 @@ all_positioned('and its entry gets a position when it is committed');
 		48 * 1024 * 1024,
 		'the log of a group does not grow under a pinned snapshot');
 	is( $admin->safe(
-			q{SELECT "position" FROM msgq.group_lag WHERE stream = 's' AND partition = 0}
+			q{SELECT "position" FROM msgq.group_lag WHERE consumer_group = 'g' AND partition = 0}
 		),
 		'1',
 		'and tells where the group is');
@@ -220,8 +223,10 @@ all_positioned('and its entry gets a position when it is committed');
 	$there = session($standby);
 	append(2, $there);
 	ok( $standby->poll_query_until(
-			'postgres', "SELECT sum(entries) = $entries
-			FROM msgq.stream_stats WHERE stream = 's'"),
+			'postgres',
+			"SELECT (SELECT count(*) FROM msgq.read('s', 'any', 1)) >= 0
+				AND (SELECT sum(entries) FROM msgq.stream_stats
+					WHERE stream = 's') = $entries"),
 		'a promoted standby gives positions');
 	$entries -= 2;
 	$there->quit;
