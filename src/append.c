@@ -422,12 +422,16 @@ check_expected_id(const MsgqStream *stream, const MsgqNewEntry *entry)
 	for (int i = 0; i < stream->nsegments; i++)
 	{
 		const MsgqStreamSegment *segment = &stream->segments[i];
+		Relation	kept = msgq_stream_try_open_segment(stream, segment,
+														segment->entries);
 		EntryTable	entries;
 		TupleTableSlot *row;
 		TransactionId open_xid;
 
-		open_entries(&entries, msgq_stream_open_segment(stream, segment, segment->entries),
-					 segment, AccessShareLock, true, false);
+		/* What has been dropped meanwhile is no entry any more. */
+		if (kept == NULL)
+			continue;
+		open_entries(&entries, kept, segment, AccessShareLock, true, false);
 		row = table_slot_create(entries.table, NULL);
 		if (find_last(entries.table, entries.by_key,
 					  PointerGetDatum(entry->key), row, &open_xid) &&
@@ -482,11 +486,15 @@ find_idempotency_key(const MsgqStream *stream, const MsgqNewEntry *entry,
 	for (int i = stream->nsegments - 1; i >= 0 && !found; i--)
 	{
 		const MsgqStreamSegment *segment = &stream->segments[i];
+		Relation	kept = msgq_stream_try_open_segment(stream, segment,
+														segment->entries);
 		EntryTable	entries;
 		TupleTableSlot *row;
 
-		open_entries(&entries, msgq_stream_open_segment(stream, segment, segment->entries),
-					 segment, AccessShareLock, false, true);
+		/* What has been dropped meanwhile is no entry any more. */
+		if (kept == NULL)
+			continue;
+		open_entries(&entries, kept, segment, AccessShareLock, false, true);
 		row = table_slot_create(entries.table, NULL);
 		found = find_last(entries.table, entries.by_idempotency_key,
 						  PointerGetDatum(entry->idempotency_key), row,

@@ -144,6 +144,16 @@ open_stream(Consumer *consumer)
 	consumer->has_written = false;
 }
 
+static void
+refuse_unknown_group(const Consumer *consumer)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_OBJECT),
+			 errmsg("stream \"%s\" has no consumer group \"%s\"",
+					NameStr(consumer->stream->name), consumer->group_name),
+			 errhint("Make it with msgq.create_group().")));
+}
+
 /* The same with the group (else 42704). */
 static void
 open_consumer(Consumer *consumer)
@@ -151,11 +161,7 @@ open_consumer(Consumer *consumer)
 	open_stream(consumer);
 	consumer->group_id = find_group(consumer->stream->id, consumer->group_name);
 	if (consumer->group_id == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("stream \"%s\" has no consumer group \"%s\"",
-						NameStr(consumer->stream->name), consumer->group_name),
-				 errhint("Make it with msgq.create_group().")));
+		refuse_unknown_group(consumer);
 }
 
 /* Closes it; locks stay only where something was written. */
@@ -169,6 +175,15 @@ close_consumer(Consumer *consumer)
 				consumer->has_written ? NoLock : AccessShareLock);
 	if (consumer->has_written)
 		CommandCounterIncrement();
+}
+
+/* Whoever drops the group has had all its partitions, and says so. */
+static void
+check_group(Consumer *consumer)
+{
+	if (!msgq_stream_is_current(consumer->stream) &&
+		find_group(consumer->stream->id, consumer->group_name) != consumer->group_id)
+		refuse_unknown_group(consumer);
 }
 
 static void
@@ -187,19 +202,30 @@ take_partition(Consumer *consumer, int partition)
 
 	partition_lock_tag(&tag, consumer, partition);
 	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+	check_group(consumer);
 	return msgq_group_log_find(&consumer->log, consumer->group_id, partition);
+}
+
+/* Has the number of partitions been changed, as far as that can be seen? */
+static bool
+has_new_mapping(const MsgqStream *stream)
+{
+	return stream->segments[0].partitions !=
+		msgq_stream_active(stream)->partitions;
 }
 
 /*
  * Writes down where the group is.  Who waits for this partition can have it
- * when we have ended, however that is.
+ * when we have ended, however that is; and perhaps all others can be had, if
+ * this was the last one that had to be read before.
  */
 static void
 move(Consumer *consumer, int partition, MsgqGroupPlace *place)
 {
 	msgq_group_log_add(&consumer->log, consumer->group_id, partition, place);
 	consumer->has_written = true;
-	msgq_wake_at_commit(consumer->slot, 1);
+	msgq_wake_at_commit(consumer->slot, has_new_mapping(consumer->stream) ?
+						MSGQ_MAX_BATCH : 1);
 	msgq_wake_at_abort(consumer->slot, 1);
 }
 
@@ -392,6 +418,9 @@ read_on(Consumer *consumer, int partition, MsgqGroupPlace *place)
 	msgq_check_kept(consumer->stream, partition, place->position);
 	park_if_exhausted(consumer, partition, place);
 	until = stop_position(consumer, partition, place->position);
+	/* What was not in a batch that has failed is not to be given up with it. */
+	if (place->leased_upto > place->position)
+		until = Min(until, place->leased_upto);
 	encode_receipt(&receipt, place->n + 1, consumer->group_id, partition);
 	reader = msgq_reader_begin(consumer->stream, consumer->store,
 							   consumer->descriptor);
@@ -435,6 +464,7 @@ visit(Consumer *consumer, int partition)
 	lock = LockAcquire(&tag, ExclusiveLock, false, true);
 	if (lock == LOCKACQUIRE_NOT_AVAIL)
 		return false;
+	check_group(consumer);
 	place = msgq_group_log_find(&consumer->log, consumer->group_id, partition);
 	if (place.leased_upto > place.position && place.leased_until > consumer->now)
 		consumer->next_due = Min(consumer->next_due, place.leased_until);
@@ -889,6 +919,7 @@ msgq_drop_group(PG_FUNCTION_ARGS)
 	msgq_spi_run_with("DELETE FROM msgq.stream_group WHERE id = $1",
 					  SPI_OK_DELETE, 1, &type, &value, NULL, false);
 	msgq_spi_end(&spi);
+	msgq_queue_changed();
 	close_consumer(&consumer);
 	CommandCounterIncrement();
 	PG_RETURN_VOID();

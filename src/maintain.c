@@ -626,36 +626,68 @@ maintain_stores(MsgqMaintenance *m)
 	pfree(work);
 }
 
+/* Is somebody changing or dropping the stream, or restoring it?  Else locks it. */
+static bool
+is_stream_free(MsgqMaintenance *m, int32 stream_id)
+{
+	const MsgqStream *stream = msgq_stream_find_by_id(stream_id);
+
+	if (stream && msgq_stream_is_complete(stream) &&
+		ConditionalLockRelationOid(msgq_stream_active(stream)->entries,
+								   AccessShareLock))
+		return true;
+	m->round.waiting++;
+	return false;
+}
+
+/* When is something to be done, if nothing happens until then? */
+static void
+stream_due_step(MsgqMaintenance *m, int32 stream_id, int n)
+{
+	TimestampTz due;
+
+	if (!is_stream_free(m, stream_id))
+		return;
+	due = msgq_stream_due(msgq_stream_find_by_id(stream_id));
+	if (due != 0 && (m->stream_due == 0 || due < m->stream_due))
+		m->stream_due = due;
+}
+
 static void
 turn_stream_step(MsgqMaintenance *m, int32 stream_id, int n)
 {
+	if (!is_stream_free(m, stream_id))
+		return;
 	m->busy |= msgq_stream_turn_if_due(stream_id, &m->round);
 }
 
 static void
 complete_stream_step(MsgqMaintenance *m, int32 stream_id, int n)
 {
+	if (!is_stream_free(m, stream_id))
+		return;
 	m->busy |= msgq_stream_complete(stream_id, &m->round);
 }
 
 static void
 drop_stream_step(MsgqMaintenance *m, int32 stream_id, int n)
 {
+	if (!is_stream_free(m, stream_id))
+		return;
 	m->busy |= msgq_stream_drop_oldest(stream_id, &m->round);
 }
 
 static void
 group_log_step(MsgqMaintenance *m, int32 stream_id, int n)
 {
+	if (!is_stream_free(m, stream_id))
+		return;
 	m->busy |= msgq_group_log_turn(stream_id, &m->round);
 }
 
-/*
- * The numbers of all streams, in the current memory context, and when the
- * first of them is due; 0 for never.
- */
+/* The numbers of all streams, in the current memory context. */
 static List *
-list_streams(MsgqMaintenance *m, TimestampTz *due)
+list_streams(MsgqMaintenance *m)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -663,17 +695,12 @@ list_streams(MsgqMaintenance *m, TimestampTz *due)
 	ListCell   *cell;
 
 	begin_step(m);
-	*due = 0;
 	foreach(cell, msgq_stream_list(MSGQ_RIGHT_NONE))
 	{
-		const MsgqStream *stream = lfirst(cell);
-		TimestampTz its_due = msgq_stream_due(stream);
 		MemoryContext before = MemoryContextSwitchTo(context);
 
-		ids = lappend_int(ids, stream->id);
+		ids = lappend_int(ids, ((const MsgqStream *) lfirst(cell))->id);
 		MemoryContextSwitchTo(before);
-		if (its_due != 0 && (*due == 0 || its_due < *due))
-			*due = its_due;
 	}
 	end_step(m, context, owner);
 	return ids;
@@ -683,8 +710,7 @@ list_streams(MsgqMaintenance *m, TimestampTz *due)
 static void
 maintain_streams(MsgqMaintenance *m)
 {
-	TimestampTz due;
-	List	   *ids = list_streams(m, &due);
+	List	   *ids = list_streams(m);
 	ListCell   *cell;
 
 	foreach(cell, ids)
@@ -755,8 +781,14 @@ msgq_maintain_due(MsgqMaintenance *m)
 	int			n;
 	Work	   *work = list_work(m, &n);
 	TimestampTz earliest;
+	List	   *streams = list_streams(m);
+	ListCell   *cell;
 
-	list_free(list_streams(m, &earliest));
+	m->stream_due = 0;
+	foreach(cell, streams)
+		run_step(m, stream_due_step, lfirst_int(cell), 0);
+	list_free(streams);
+	earliest = m->stream_due;
 	for (int i = 0; i < n; i++)
 	{
 		MsgqSlot   *slot = work[i].n != 0 ? NULL :

@@ -30,6 +30,7 @@ typedef struct MsgqMaintenance
 	TimestampTz last_active;	/* when the database was last found so */
 	bool		busy;			/* something was done, or is to be done soon */
 	bool		leaving;		/* for the last time */
+	TimestampTz stream_due;		/* when a stream is to be looked at; 0: never */
 } MsgqMaintenance;
 
 extern void msgq_maintain_remember(MsgqMaintenance *m);

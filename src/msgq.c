@@ -10,6 +10,8 @@
  * too often goes elsewhere, and comes back (deadletter.c, history.c,
  * redrive.c); poison.c notes failures of which no row tells.
  *
+ * Streams are another life, which stream.c begins to tell.
+ *
  * ring.c and store.c reclaim space, maintain.c does that for all queues,
  * worker.c in the background; health.c says what is wrong, stats.c counts.
  * inspect.c only looks; admin.c makes and drops queues, whose settings are in
@@ -32,6 +34,7 @@
 #include "poison.h"
 #include "queue.h"
 #include "ring.h"
+#include "sequencer.h"
 #include "shared.h"
 #include "stats.h"
 #include "testing.h"
@@ -86,6 +89,7 @@ transaction_callback(XactEvent event, void *arg)
 			msgq_stats_transaction_ended(true);
 			msgq_poison_transaction_ended(false);
 			msgq_lease_forget();
+			msgq_sequence_transaction_ended(true);
 			msgq_wakeup_transaction_ended(true);
 			break;
 		case XACT_EVENT_ABORT:
@@ -94,6 +98,7 @@ transaction_callback(XactEvent event, void *arg)
 			msgq_stats_transaction_ended(false);
 			msgq_poison_transaction_ended(true);
 			msgq_lease_forget();
+			msgq_sequence_transaction_ended(false);
 			msgq_wait_end();
 			msgq_wakeup_transaction_ended(false);
 			break;
@@ -102,6 +107,7 @@ transaction_callback(XactEvent event, void *arg)
 			msgq_stats_transaction_prepared();
 			msgq_poison_transaction_ended(false);
 			msgq_lease_forget();
+			msgq_sequence_transaction_ended(false);
 			msgq_wakeup_forget();
 			break;
 		case XACT_EVENT_PRE_PREPARE:
@@ -132,6 +138,7 @@ subtransaction_callback(SubXactEvent event, SubTransactionId mine,
 	else if (event == SUBXACT_EVENT_ABORT_SUB)
 	{
 		msgq_append_forget(nest_level);
+		msgq_sequence_transaction_ended(false);
 		msgq_wait_end();
 		msgq_wakeup_subtransaction_aborted();
 		msgq_frontier_subtransaction_aborted(nest_level);

@@ -247,7 +247,7 @@ msgq_places_begin(const MsgqStream *stream, int partition, int64 from,
 
 	places->stream = stream;
 	places->partition = partition;
-	places->from = from;
+	places->from = places->expected = from;
 	places->snapshot = snapshot;
 	places->segment = segment_of(stream, partition, from) - 1;
 	places->table = NULL;
@@ -296,6 +296,15 @@ fill_row(MsgqPlaces *places)
 	places->n = row_count(table);
 	if (places->first_position + places->n <= places->from)
 		return false;
+	if (places->first_position > places->expected)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("places of stream \"%s\" are missing",
+						NameStr(places->stream->name)),
+				 errdetail("In partition %d there is nothing at position " INT64_FORMAT ", but at " INT64_FORMAT ".",
+						   places->partition, places->expected,
+						   places->first_position)));
+	places->expected = places->first_position + places->n;
 	places->sequenced_at =
 		DatumGetTimestampTz(msgq_row_value(table->row, Anum_place_sequenced_at));
 	decode_ids(places, msgq_row_value(table->row, Anum_place_ids));

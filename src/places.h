@@ -42,6 +42,7 @@ typedef struct MsgqPlaces
 	const MsgqStream *stream;
 	int			partition;
 	int64		from;			/* the first position that is wanted */
+	int64		expected;		/* that the next row must have */
 	Snapshot	snapshot;
 	int			segment;		/* in whose table we are */
 	MsgqTable  *table;			/* NULL: not opened yet, or at the end */

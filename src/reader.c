@@ -23,6 +23,7 @@
  */
 #include "msgq.h"
 
+#include "access/htup_details.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/transam.h"
@@ -226,20 +227,26 @@ msgq_reader_put(MsgqReader *reader, TupleTableSlot *row, int64 position,
 		nulls[Anum_entry_receipt - 1] = false;
 	}
 	tuplestore_putvalues(reader->store, reader->descriptor, values, nulls);
+	/* The store has a copy: large bodies must not pile up. */
+	for (int i = Anum_entry_headers - 1; i < Natts_entry; i++)
+	{
+		if (!nulls[i] && values[i] != row->tts_values[column_of[i] - 1])
+			pfree(DatumGetPointer(values[i]));
+	}
 }
 
 /* Makes sure that the positions of the row of places are on disk. */
 static void
 flush_places(const MsgqPlaces *places)
 {
-	bool		is_null;
+	HeapTuple	row;
 	TransactionId xid;
 
 	if (RecoveryInProgress())
 		return;
-	xid = DatumGetTransactionId(slot_getsysattr(places->table->row,
-												MinTransactionIdAttributeNumber,
-												&is_null));
+	/* The commit log may know nothing of one that is frozen. */
+	row = ExecFetchSlotHeapTuple(places->table->row, false, NULL);
+	xid = HeapTupleHeaderGetXmin(row->t_data);
 	if (TransactionIdIsNormal(xid))
 		XLogFlush(TransactionIdGetCommitLSN(xid));
 }

@@ -67,6 +67,7 @@
 #include "sequencer.h"
 #include "stats.h"
 #include "streamadmin.h"
+#include "table.h"
 #include "testing.h"
 
 /* A limit is divided into so many segments. */
@@ -87,18 +88,10 @@
  * ---------------------------------------------------------------------------
  */
 
-/* Bytes of a table with its indexes and TOAST; 0 if it has gone. */
-static int64
-table_bytes(Oid table)
-{
-	return DatumGetInt64(DirectFunctionCall1(pg_total_relation_size,
-											 ObjectIdGetDatum(table)));
-}
-
 static int64
 segment_bytes(const MsgqStreamSegment *segment)
 {
-	return table_bytes(segment->entries) + table_bytes(segment->places);
+	return msgq_table_bytes(segment->entries) + msgq_table_bytes(segment->places);
 }
 
 static int64
@@ -314,9 +307,9 @@ last_id(const MsgqStreamSegment *segment)
 
 	list_free(RelationGetIndexList(table));
 	index = index_open(table->rd_pkindex, AccessShareLock);
-	scan = msgq_index_beginscan(table, index, SnapshotAny, 0);
+	scan = msgq_index_beginscan(table, index, SnapshotSelf, 0);
 	index_rescan(scan, NULL, 0, NULL, 0);
-	if (index_getnext_slot(scan, BackwardScanDirection, row))
+	while (last == 0 && index_getnext_slot(scan, BackwardScanDirection, row))
 		last = msgq_row_id(row);
 	index_endscan(scan);
 	index_close(index, AccessShareLock);
@@ -451,6 +444,42 @@ is_held(const MsgqStream *stream)
 		is_wanted(stream, stream->segments[0].end);
 }
 
+/* Where a segment's positions end: where the next one's begin, or at the end. */
+static const int64 *
+positions_end(const MsgqStream *stream, int i, const int64 *end)
+{
+	return i < stream->nsegments - 1 ? stream->segments[i + 1].start : end;
+}
+
+/*
+ * Bytes that would be left if the oldest segment, and all before its end, were
+ * dropped.  Of a segment that lies partly before that, the same part counts.
+ */
+static int64
+bytes_after_oldest(const MsgqStream *stream)
+{
+	const int64 *dropped = stream->segments[0].end;
+	int64	   *end = end_positions(stream);
+	double		bytes = 0;
+
+	for (int i = 1; i < stream->nsegments; i++)
+	{
+		const MsgqStreamSegment *segment = &stream->segments[i];
+		const int64 *segment_end = positions_end(stream, i, end);
+		double		all = 0;
+		double		left = 0;
+
+		for (int p = 0; p < stream->npartitions; p++)
+		{
+			all += segment_end[p] - segment->start[p];
+			left += Max(0, segment_end[p] - Max(segment->start[p], dropped[p]));
+		}
+		if (all > 0)
+			bytes += segment_bytes(segment) * (left / all);
+	}
+	return (int64) bytes;
+}
+
 /* Does one of the limits allow the oldest segment to be dropped? */
 static bool
 is_over_limit(const MsgqStream *stream)
@@ -462,7 +491,7 @@ is_over_limit(const MsgqStream *stream)
 		(stream->retention_entries > 0 &&
 		 entries_after(stream, oldest->end) >= stream->retention_entries) ||
 		(stream->retention_bytes > 0 &&
-		 stream_bytes(stream) - segment_bytes(oldest) >= stream->retention_bytes);
+		 bytes_after_oldest(stream) >= stream->retention_bytes);
 }
 
 static bool
@@ -584,7 +613,7 @@ empty_kept_log(const MsgqStream *stream)
 				 "SELECT DISTINCT ON (k.group_id, k.partition) k.* "
 				 "FROM msgq.s%1$d_g%3$d k JOIN msgq.stream_group g ON g.id = k.group_id "
 				 "WHERE NOT EXISTS (SELECT FROM msgq.s%1$d_g%2$d c "
-				 "WHERE c.group_id = k.group_id AND c.partition = k.partition) "
+				 "WHERE c.group_id = k.group_id AND c.partition = k.partition AND c.n >= k.n) "
 				 "ORDER BY k.group_id, k.partition, k.n DESC",
 				 stream->id, current, kept);
 	msgq_spi_run("TRUNCATE ONLY msgq.s%d_g%d", stream->id, kept);

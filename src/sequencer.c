@@ -109,7 +109,8 @@ typedef struct Sequencer
 	int64		turn;			/* of the segment that has the last step's row */
 	int64		step;			/* its number; -1: nothing is remembered */
 	TimestampTz stepped_at;
-	int64		pending;		/* what step will be after the commit, or -1 */
+	int64		pending;		/* what step will be after the commit */
+	struct Sequencer *next_pending; /* of those that have one */
 	int64		high;
 	int			nopen;
 	int			open_room;
@@ -126,6 +127,15 @@ typedef struct Entry
 	int32		partition;
 } Entry;
 
+/* A segment whose entries a step looks at. */
+typedef struct OpenSegment
+{
+	Relation	table;			/* NULL: not opened yet */
+	Relation	by_id;
+	IndexScanDesc scan;
+	TupleTableSlot *row;
+} OpenSegment;
+
 /* A step under way. */
 typedef struct Step
 {
@@ -134,6 +144,8 @@ typedef struct Step
 	MsgqTable  *places;
 	Snapshot	snapshot;
 	TimestampTz now;
+	int64		number;			/* of the last step, and then of this one */
+	OpenSegment *segments;		/* one for each of the stream's */
 	int			nentries;
 	int			entry_room;
 	Entry	   *entries;
@@ -149,6 +161,9 @@ typedef struct Step
 } Step;
 
 static HTAB *sequencers = NULL;
+
+/* What this transaction's steps remember, until it has ended. */
+static Sequencer *pending = NULL;
 
 /* ---------------------------------------------------------------------------
  * Memory
@@ -190,22 +205,32 @@ recall(const MsgqStream *stream)
 	return sequencer;
 }
 
-/* The transaction of the last steps has committed: what they remember holds. */
+/*
+ * The transaction is over, or a part of it was undone: what its steps remember
+ * holds only if all of it has committed.  Cannot fail.
+ */
 void
-msgq_sequence_keep(void)
+msgq_sequence_transaction_ended(bool committed)
 {
-	HASH_SEQ_STATUS status;
-	Sequencer  *sequencer;
-
-	if (sequencers == NULL)
-		return;
-	hash_seq_init(&status, sequencers);
-	while ((sequencer = hash_seq_search(&status)) != NULL)
+	for (; pending; pending = pending->next_pending)
 	{
-		if (sequencer->pending >= 0)
-			sequencer->step = sequencer->pending;
-		sequencer->pending = -1;
+		if (committed)
+			pending->step = pending->pending;
 	}
+}
+
+/* A step is complete: this is what its transaction has made of the stream. */
+static void
+remember_step(Sequencer *sequencer, int64 number)
+{
+	sequencer->pending = number;
+	for (Sequencer *other = pending; other; other = other->next_pending)
+	{
+		if (other == sequencer)
+			return;
+	}
+	sequencer->next_pending = pending;
+	pending = sequencer;
 }
 
 static OpenRange *
@@ -383,7 +408,7 @@ load(Step *step)
 	sequencer->turn = turn;
 	sequencer->stepped_at = stepped_at;
 	sequencer->step = -1;
-	sequencer->pending = number;
+	step->number = number;
 }
 
 /* ---------------------------------------------------------------------------
@@ -452,33 +477,58 @@ open_primary_key(Relation table)
 	return index_open(table->rd_pkindex, AccessShareLock);
 }
 
+/* Opens a segment for the rest of the step, in which many ranges can be. */
+static OpenSegment *
+open_segment(Step *step, int i)
+{
+	const MsgqStreamSegment *segment = &step->stream->segments[i];
+	OpenSegment *opened = &step->segments[i];
+
+	if (opened->table)
+		return opened;
+	opened->table = msgq_stream_open_segment(step->stream, segment,
+											 segment->entries);
+	opened->by_id = open_primary_key(opened->table);
+	opened->row = table_slot_create(opened->table, NULL);
+	opened->scan = msgq_index_beginscan(opened->table, opened->by_id,
+										SnapshotAny, 2);
+	return opened;
+}
+
+static void
+close_segments(Step *step)
+{
+	for (int i = 0; i < step->stream->nsegments; i++)
+	{
+		OpenSegment *opened = &step->segments[i];
+
+		if (opened->table == NULL)
+			continue;
+		index_endscan(opened->scan);
+		ExecDropSingleTupleTableSlot(opened->row);
+		index_close(opened->by_id, AccessShareLock);
+		table_close(opened->table, AccessShareLock);
+	}
+}
+
 /* Looks at the entries of a segment from low to high. */
 static void
-walk_segment(Step *step, const MsgqStreamSegment *segment, int64 low,
-			 int64 high)
+walk_segment(Step *step, int i, int64 low, int64 high)
 {
-	Relation	table = msgq_stream_open_segment(step->stream, segment,
-												 segment->entries);
-	Relation	index = open_primary_key(table);
-	TupleTableSlot *row = table_slot_create(table, NULL);
+	OpenSegment *segment = open_segment(step, i);
 	ScanKeyData keys[2];
-	IndexScanDesc scan;
 
 	ScanKeyInit(&keys[0], 1, BTGreaterEqualStrategyNumber, F_INT8GE,
 				Int64GetDatum(low));
 	ScanKeyInit(&keys[1], 1, BTLessEqualStrategyNumber, F_INT8LE,
 				Int64GetDatum(high));
-	scan = msgq_index_beginscan(table, index, SnapshotAny, 2);
-	index_rescan(scan, keys, 2, NULL, 0);
-	while (index_getnext_slot(scan, ForwardScanDirection, row))
+	index_rescan(segment->scan, keys, 2, NULL, 0);
+	while (index_getnext_slot(segment->scan, ForwardScanDirection, segment->row))
 	{
 		CHECK_FOR_INTERRUPTS();
-		look_at(step, table, row);
+		look_at(step, segment->table, segment->row);
 	}
-	index_endscan(scan);
-	ExecDropSingleTupleTableSlot(row);
-	index_close(index, AccessShareLock);
-	table_close(table, AccessShareLock);
+	ExecClearTuple(segment->row);
 }
 
 /*
@@ -496,7 +546,7 @@ walk(Step *step, int64 low, int64 high)
 		const MsgqStreamSegment *segment = &stream->segments[i];
 
 		if (segment->complete_at == 0 && segment->first_id <= high)
-			walk_segment(step, segment, low, high);
+			walk_segment(step, i, low, high);
 	}
 }
 
@@ -662,9 +712,8 @@ write_state(Step *step, int64 high)
 	has_all = sequencer->logged > MIN_LOGGED + sequencer->nopen;
 	if (has_all)
 		sequencer->logged = 0;
-	sequencer->pending++;
 	sequencer->stepped_at = step->now;
-	insert_row(step, MSGQ_STEP_PARTITION, sequencer->pending, has_all ? 1 : 0,
+	insert_row(step, MSGQ_STEP_PARTITION, ++step->number, has_all ? 1 : 0,
 			   high,
 			   has_all ? encode_open(sequencer->open, sequencer->nopen) :
 			   encode_open(step->opened, step->nopened),
@@ -693,15 +742,15 @@ msgq_sequence_first_step(const MsgqStream *stream,
 		msgq_table_close(step.places, AccessShareLock);
 	}
 	else
-		step.sequencer->high = step.sequencer->nopen = step.sequencer->pending = 0;
+		step.sequencer->high = step.sequencer->nopen = 0;
 	table = table_open(segment->places, RowExclusiveLock);
 	step.places = msgq_table_open(table, Natts_place, RowExclusiveLock);
-	insert_row(&step, MSGQ_STEP_PARTITION, step.sequencer->pending, 1,
+	insert_row(&step, MSGQ_STEP_PARTITION, step.number, 1,
 			   step.sequencer->high,
 			   encode_open(step.sequencer->open, step.sequencer->nopen),
 			   msgq_ids_encode(NULL, 0));
 	msgq_table_close(step.places, NoLock);
-	step.sequencer->step = step.sequencer->pending = -1;
+	step.sequencer->step = -1;
 	CommandCounterIncrement();
 }
 
@@ -791,6 +840,7 @@ make_step(Step *step, MsgqSlot *slot, MsgqSequenceStep *result)
 
 	msgq_point(MSGQ_POINT_SEQUENCE_HORIZON);
 	step->sequencer = sequencer;
+	step->segments = palloc0(sizeof(OpenSegment) * step->stream->nsegments);
 	step->places = msgq_table_open(table, Natts_place, RowExclusiveLock);
 	step->snapshot = RegisterSnapshot(GetLatestSnapshot());
 	msgq_point(MSGQ_POINT_SEQUENCE_SNAPSHOT);
@@ -804,6 +854,8 @@ make_step(Step *step, MsgqSlot *slot, MsgqSequenceStep *result)
 		walk(step, sequencer->high + 1, high);
 	give_all_positions(step);
 	write_state(step, high);
+	close_segments(step);
+	remember_step(sequencer, step->number);
 	UnregisterSnapshot(step->snapshot);
 	msgq_table_close(step->places, NoLock);
 
@@ -819,7 +871,7 @@ make_step(Step *step, MsgqSlot *slot, MsgqSequenceStep *result)
 
 /*
  * Makes a step, in the current transaction, which should be committed soon and
- * then be told to msgq_sequence_keep.  False if the stream has gone or cannot
+ * not be rolled back in parts.  False if the stream has gone or cannot
  * be used, or if wait is false and somebody else is making a step.
  */
 bool
@@ -966,7 +1018,6 @@ step_alone(Sequenced *stream, MsgqSlot *slot)
 		msgq_sequence_commit_lazily();
 		CommitTransactionCommand();
 		MemoryContextSwitchTo(context);
-		msgq_sequence_keep();
 		stream->is_pending = !done || !step.caught_up;
 		stream->has_open = step.has_open;
 		stream->next = begun + (!done ? BUSY_INTERVAL : step.has_more ? 0 :
@@ -1021,7 +1072,9 @@ msgq_sequence_round(void)
 	TimestampTz next = 0;
 
 	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
 	refresh_streams();
+	PopActiveSnapshot();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(caller);
 	for (int i = 0; i < nsequenced; i++)
@@ -1067,14 +1120,26 @@ chosen_streams(const char *name)
 	return ids;
 }
 
-/* The highest id that was taken by now; 0 if the stream has gone. */
+/*
+ * The highest id that was taken by now, with the stream's sequence; 0 if it has
+ * gone.
+ */
 static int64
-last_id(int32 stream_id)
+last_id(int32 stream_id, Oid *sequence)
 {
 	const MsgqStream *stream = msgq_stream_find_by_id(stream_id);
 
+	*sequence = stream ? stream->sequence : InvalidOid;
 	return stream && msgq_stream_is_complete(stream) ?
 		msgq_last_id(stream->sequence) : 0;
+}
+
+/* Is somebody between taking an id and having stored its entry? */
+static bool
+somebody_appends(Oid sequence)
+{
+	return msgq_shared_available() &&
+		msgq_append_lowest(sequence, PG_INT64_MAX - 1) != PG_INT64_MAX;
 }
 
 /*
@@ -1087,9 +1152,14 @@ static void
 sequence_stream(int32 stream_id)
 {
 	MsgqSequenceStep step;
-	int64		target = last_id(stream_id);
+	Oid			sequence;
+	int64		target;
 	int			waits = 0;
 	bool		done;
+
+	PushActiveSnapshot(GetTransactionSnapshot());
+	target = last_id(stream_id, &sequence);
+	PopActiveSnapshot();
 
 	do
 	{
@@ -1099,11 +1169,11 @@ sequence_stream(int32 stream_id)
 		PopActiveSnapshot();
 		msgq_sequence_commit_lazily();
 		SPI_commit();
-		msgq_sequence_keep();
 		if (!done && step.high < target && !step.has_more)
 		{
-			done = ++waits == MAX_HORIZON_WAITS;
-			pg_usleep(1000);
+			done = !somebody_appends(sequence) || ++waits == MAX_HORIZON_WAITS;
+			if (!done)
+				pg_usleep(1000);
 		}
 	} while (!done && step.high < target);
 }

@@ -83,6 +83,15 @@ numbered_oid(int32 stream_id, const char *letter, int n)
 	return storage_oid(stream_id, suffix);
 }
 
+/* How many elements has a bigint[]? */
+static int
+length_of(Datum array)
+{
+	ArrayType  *positions = DatumGetArrayTypeP(array);
+
+	return ArrayGetNItems(ARR_NDIM(positions), ARR_DIMS(positions));
+}
+
 /* The elements of a bigint[], as many as there are partitions. */
 static int64 *
 read_positions(Datum array, int npartitions)
@@ -179,7 +188,8 @@ read_segments(MsgqStream *stream)
 		if (!read_segment(stream->id, values, nulls, &rows[n]))
 			continue;
 		stream->npartitions = Max(stream->npartitions,
-								  rows[n].segment.partitions);
+								  Max(rows[n].segment.partitions,
+									  length_of(rows[n].start)));
 		n++;
 	}
 	systable_endscan(scan);
@@ -228,6 +238,8 @@ stream_from_row(const Datum *values, const bool *nulls)
 	stream->sequence = storage_oid(stream->id, "_id");
 	for (int i = 0; i < MSGQ_GROUP_LOGS; i++)
 		stream->group_logs[i] = numbered_oid(stream->id, "g", i + 1);
+	/* A partition's positions go on where they were, whatever was dropped. */
+	stream->npartitions = length_of(VALUE(Anum_stream_first_positions));
 	read_segments(stream);
 	stream->first = read_positions(VALUE(Anum_stream_first_positions),
 								   stream->npartitions);
@@ -345,11 +357,36 @@ msgq_stream_is_current(const MsgqStream *stream)
 	return stream->generation == msgq_queue_generation();
 }
 
+/* The same among those that are cached, by number. */
+static const MsgqStream *
+find_cached(int32 id)
+{
+	const MsgqStream *found = NULL;
+	HASH_SEQ_STATUS status;
+	CachedStream *entry;
+
+	AcceptInvalidationMessages();
+	if (cache == NULL)
+		return NULL;
+	hash_seq_init(&status, cache);
+	while ((entry = hash_seq_search(&status)) != NULL)
+	{
+		if (entry->stream->id == id &&
+			entry->stream->generation == msgq_queue_generation())
+			found = entry->stream;
+	}
+	return found;
+}
+
 /* The stream of this number, whatever its name is; NULL if it has gone. */
 const MsgqStream *
 msgq_stream_find_by_id(int32 id)
 {
+	const MsgqStream *cached = find_cached(id);
 	ListCell   *cell;
+
+	if (cached)
+		return cached;
 
 	foreach(cell, read_streams(NULL))
 	{
@@ -551,18 +588,32 @@ is_kept(const MsgqStream *stream, const MsgqStreamSegment *segment)
 }
 
 /*
- * Locks a table of a segment for reading.  Raises MQ008 if retention has
- * dropped the segment meanwhile.
+ * Locks a table of a segment for reading; NULL if retention has dropped the
+ * segment meanwhile.
  */
 Relation
-msgq_stream_open_segment(const MsgqStream *stream,
-						 const MsgqStreamSegment *segment, Oid table_oid)
+msgq_stream_try_open_segment(const MsgqStream *stream,
+							 const MsgqStreamSegment *segment, Oid table_oid)
 {
 	Relation	table = try_table_open(table_oid, AccessShareLock);
 
 	if (table == NULL)
 		msgq_queue_forget_all();
 	else if (is_kept(stream, segment))
+		return table;
+	else
+		table_close(table, AccessShareLock);
+	return NULL;
+}
+
+/* The same, but raises MQ008. */
+Relation
+msgq_stream_open_segment(const MsgqStream *stream,
+						 const MsgqStreamSegment *segment, Oid table_oid)
+{
+	Relation	table = msgq_stream_try_open_segment(stream, segment, table_oid);
+
+	if (table)
 		return table;
 	ereport(ERROR,
 			(errcode(ERRCODE_MSGQ_POSITION_DROPPED),

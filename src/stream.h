@@ -161,6 +161,9 @@ extern const MsgqStream *msgq_stream_open_id(int32 id, LOCKMODE lock,
 											 MsgqSlot **slot);
 extern Relation msgq_stream_open_table(const MsgqStream *stream, Oid table,
 									   LOCKMODE lock);
+extern Relation msgq_stream_try_open_segment(const MsgqStream *stream,
+											 const MsgqStreamSegment *segment,
+											 Oid table);
 extern Relation msgq_stream_open_segment(const MsgqStream *stream,
 										 const MsgqStreamSegment *segment,
 										 Oid table);

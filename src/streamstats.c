@@ -52,15 +52,10 @@ total_bytes(const MsgqStream *stream)
 	int64		bytes = 0;
 
 	for (int i = 0; i < stream->nsegments; i++)
-	{
-		bytes += DatumGetInt64(DirectFunctionCall1(pg_total_relation_size,
-												   ObjectIdGetDatum(stream->segments[i].entries)));
-		bytes += DatumGetInt64(DirectFunctionCall1(pg_total_relation_size,
-												   ObjectIdGetDatum(stream->segments[i].places)));
-	}
+		bytes += msgq_table_bytes(stream->segments[i].entries) +
+			msgq_table_bytes(stream->segments[i].places);
 	for (int i = 0; i < MSGQ_GROUP_LOGS; i++)
-		bytes += DatumGetInt64(DirectFunctionCall1(pg_total_relation_size,
-												   ObjectIdGetDatum(stream->group_logs[i])));
+		bytes += msgq_table_bytes(stream->group_logs[i]);
 	return bytes;
 }
 
@@ -218,7 +213,6 @@ typedef struct LastEntry
 	char		key[MAX_KEY_BYTES + 1]; /* hash key */
 	int64		id;
 	int64		position;
-	int32		partition;
 	bool		is_tombstone;
 } LastEntry;
 
@@ -234,7 +228,6 @@ compare_last_entries(const void *left, const void *right)
 static void
 remember_last(HTAB *last, TupleTableSlot *row, int64 position)
 {
-	int32		partition = DatumGetInt32(msgq_row_value(row, Anum_entry_row_partition));
 	char	   *key;
 	LastEntry  *entry;
 	bool		found;
@@ -243,9 +236,8 @@ remember_last(HTAB *last, TupleTableSlot *row, int64 position)
 		return;
 	key = TextDatumGetCString(msgq_row_value(row, Anum_entry_row_key));
 	entry = hash_search(last, key, HASH_ENTER, &found);
-	if (found && entry->partition != partition && entry->id > msgq_row_id(row))
+	if (found && entry->id > msgq_row_id(row))
 		return;
-	entry->partition = partition;
 	entry->id = msgq_row_id(row);
 	entry->position = position;
 	entry->is_tombstone = msgq_row_is_null(row, Anum_entry_row_body) &&
@@ -254,9 +246,9 @@ remember_last(HTAB *last, TupleTableSlot *row, int64 position)
 }
 
 /*
- * Walks along all partitions: only that tells which entry of a key is the last
- * by position.  A key that has moved to another partition has its later entries
- * in segments with later ids.
+ * Walks along all partitions.  The last entry of a key is that with the highest
+ * id, as expected_id of append has it; where its writers waited for each other
+ * it has the highest position, too.
  */
 static void
 find_last_entries(const MsgqStream *stream, MsgqReader *reader, HTAB *last,

@@ -20,6 +20,7 @@
 #include "access/xact.h"
 #include "catalog/index.h"
 #include "catalog/pg_am.h"
+#include "utils/fmgroids.h"
 #include "utils/rel.h"
 
 #include "segment.h"
@@ -119,4 +120,20 @@ msgq_table_find(MsgqTable *table, Snapshot snapshot, ScanKey keys, int nkeys,
 	/* The slot has a pin of its own. */
 	index_endscan(scan);
 	return found;
+}
+
+/* Bytes of a table with its indexes and TOAST; 0 if it has gone. */
+int64
+msgq_table_bytes(Oid table)
+{
+	LOCAL_FCINFO(call, 1);
+	FmgrInfo	function;
+	Datum		bytes;
+
+	fmgr_info(F_PG_TOTAL_RELATION_SIZE, &function);
+	InitFunctionCallInfoData(*call, &function, 1, InvalidOid, NULL, NULL);
+	call->args[0].value = ObjectIdGetDatum(table);
+	call->args[0].isnull = false;
+	bytes = FunctionCallInvoke(call);
+	return call->isnull ? 0 : DatumGetInt64(bytes);
 }

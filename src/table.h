@@ -25,6 +25,7 @@ extern MsgqTable *msgq_table_open(Relation table, int ncolumns,
 								  LOCKMODE lock);
 extern void msgq_table_close(MsgqTable *table, LOCKMODE unlock);
 extern void msgq_table_insert(MsgqTable *table, const Datum *values);
+extern int64 msgq_table_bytes(Oid table);
 extern bool msgq_table_find(MsgqTable *table, Snapshot snapshot,
 							ScanKey keys, int nkeys, ScanDirection direction);
 
