@@ -18,7 +18,12 @@
  * server says that it is ready for the next statement: by then an autocommit
  * statement is committed.
  *
- * The queue is called bench; it has to be there, and empty.  Output: one line
+ * With --stream, pickup appends to a stream and reads it for a group; a read
+ * returns all that is there, and moves the position with its own commit, so
+ * there is nothing to acknowledge.
+ *
+ * The queue is called bench, the stream as --stream says, its group g; it has to
+ * be there, and empty.  Output: one line
  * "name value" for each figure, and "bucket NAME LOW HIGH COUNT" in
  * microseconds.
  *
@@ -89,6 +94,7 @@ static int	messages = 0;
 static int	producers = 4;
 static int	consumers = 2;
 static int	measured = 0;		/* messages that count for the figures */
+static const char *stream = NULL;	/* NULL: a queue */
 static const char *body = "{}";
 static const char *wait_time = "5 s";
 static const char *poll_interval = NULL;
@@ -217,6 +223,22 @@ set_poll_interval(PGconn *conn)
 	PQclear(result);
 }
 
+/* The statements find the name of the stream in a setting. */
+static void
+set_stream(PGconn *conn)
+{
+	const char *values[] = {stream};
+	PGresult   *result;
+
+	if (stream == NULL)
+		return;
+	result = PQexecParams(conn, "SELECT set_config('bench.stream', $1, false)",
+						  1, NULL, values, NULL, NULL, 0);
+	if (PQresultStatus(result) != PGRES_TUPLES_OK)
+		die("cannot name the stream: %s", PQerrorMessage(conn));
+	PQclear(result);
+}
+
 static void
 open_session(Session *session)
 {
@@ -230,16 +252,21 @@ open_session(Session *session)
 	session->conn = conn;
 	session->message = -1;
 	session->interrupt_at = NEVER;
+	set_stream(conn);
 	if (is_producer(session))
-		prepare(conn, "send", "SELECT msgq.send('bench', $1::jsonb)");
+		prepare(conn, "send", stream != NULL ?
+				"SELECT msgq.append(current_setting('bench.stream'), $1::jsonb)" :
+				"SELECT msgq.send('bench', $1::jsonb)");
 	if (is_consumer(session))
 	{
 		set_poll_interval(conn);
-		prepare(conn, "receive",
+		prepare(conn, "receive", stream != NULL ?
+				"SELECT body->>'n', receipt, body FROM"
+				" msgq.read(current_setting('bench.stream'), 'g', 100, wait => $1::interval)" :
 				"SELECT body->>'n', receipt, body FROM msgq.receive('bench', 1,"
 				" interval '1 h', wait => $1::interval)");
 	}
-	if (!is_producer(session))
+	if (!is_producer(session) && stream == NULL)
 		prepare(conn, "ack", "SELECT msgq.ack('bench', $1::uuid)");
 	if (PQsetnonblocking(conn, 1) != 0)
 		die("cannot make a connection non-blocking");
@@ -363,6 +390,22 @@ read_message(Session *session)
 			 PQgetvalue(session->result, 0, 1));
 }
 
+/* What a read has returned: any number of entries, which are done with. */
+static void
+read_entries(Session *session, int64_t at)
+{
+	int			n = PQntuples(session->result);
+
+	if (n == 0)
+		nempty++;
+	for (int i = 0; i < n; i++)
+	{
+		if (PQgetisnull(session->result, i, 0))
+			die("read an entry of somebody else");
+		picked_up(atoi(PQgetvalue(session->result, i, 0)), session->asked_at, at);
+	}
+}
+
 /*
  * The statement is over.  A receive that was cancelled is rolled back, and
  * its message, if it had one already, is there as before.
@@ -393,6 +436,8 @@ finish_statement(Session *session)
 			session->interrupt_at = NEVER;
 			if (session->failed)
 				ncancelled++;
+			else if (stream != NULL)
+				read_entries(session, at);
 			else
 				read_message(session);
 			if (!session->in_transaction && session->message >= 0)
@@ -1067,6 +1112,7 @@ read_options(int argc, char **argv)
 		{"body", required_argument, NULL, 'b'},
 		{"poll-interval", required_argument, NULL, 'i'},
 		{"seed", required_argument, NULL, 'S'},
+		{"stream", required_argument, NULL, 't'},
 		{NULL, 0, NULL, 0}
 	};
 	int			option;
@@ -1107,6 +1153,9 @@ read_options(int argc, char **argv)
 			case 'S':
 				seed = (unsigned int) strtoul(optarg, NULL, 10);
 				break;
+			case 't':
+				stream = optarg;
+				break;
 			default:
 				exit(1);
 		}
@@ -1122,6 +1171,8 @@ main(int argc, char **argv)
 	if (optind != argc - 1)
 		die("usage: latency pickup|race|handover [--option VALUE]...");
 	mode = argv[optind];
+	if (stream != NULL && strcmp(mode, "pickup") != 0)
+		die("only pickup knows streams");
 	if (messages == 0)
 		messages = rate * seconds;
 	/* an option in seconds, which only a steady rate has */

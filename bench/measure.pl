@@ -17,7 +17,7 @@ use Time::HiRes qw(sleep time);
 
 # What issue and README promise.  A ratio below its floor, or a figure above
 # its ceiling, is reported loudly.
-my %FLOOR = (
+our %FLOOR = (
 	send            => 0.95,
 	send_key        => 0.6,
 	consume         => 3.0,
@@ -28,7 +28,7 @@ my %FLOOR = (
 	clients_many    => 0.9,
 	held_queue_rate => 0.95,
 );
-my %CEILING = (
+our %CEILING = (
 	latency_p50        => 1,       # ms
 	latency_p99        => 5,       # ms
 	wakeups            => 0,       # messages
@@ -36,11 +36,14 @@ my %CEILING = (
 	held_queue_disk    => 1,       # of the bound
 	held_queue_release => 60,      # s
 );
-my @CASES = qw(send send_key consume batch send_batch clients held_snapshot
+my @QUEUE_CASES = qw(send send_key consume batch send_batch clients held_snapshot
   latency wakeups held_queue);
-my @MSGQ_ONLY = qw(send_key latency wakeups held_queue);    # nothing to compare with
+my @STREAM_CASES = qw(append append_batch read append_latency groups held_stream lag);
+my @CASES        = (@QUEUE_CASES, @STREAM_CASES);
+# nothing to compare with
+my @MSGQ_ONLY = qw(send_key latency wakeups held_queue append_latency groups held_stream lag);
 
-my $BATCH   = 100;
+our $BATCH  = 100;
 my $TIMEOUT = "interval '30 s'";
 our $BODY   = '{"order": 1000042, "customer": "c-20391", "event": "paid", "amount": 129.95, '
   . '"currency": "EUR", "items": [{"sku": "A-4711", "n": 2}]}';
@@ -50,6 +53,8 @@ GetOptions(\%opt, 'work=s', 'case=s@', 'rounds=i', 'load=i', 'poll-interval=s', 
 	'profile', 'baselines')
   or exit 1;
 @{ $opt{case} } = @CASES unless @{ $opt{case} };
+my %GROUP = (queues => \@QUEUE_CASES, streams => \@STREAM_CASES);
+@{ $opt{case} } = map { $GROUP{$_} ? @{ $GROUP{$_} } : $_ } @{ $opt{case} };
 for my $case (@{ $opt{case} })
 {
 	next if grep { $_ eq $case } @CASES;
@@ -71,19 +76,31 @@ if ($opt{baselines})
 # of held_queue; delayed: messages that wait there for next month; segment:
 # msgq.segment_size, small enough that rings turn within the time, '' for
 # the server's own; release: seconds that are waited for the space.
+#
+# stream_rounds, stream_seconds: of the cases of streams, short and many since
+# their sides are close to each other; backlog: entries that are read;
+# groups_load: entries that 8 groups read; stream_hold: of the open snapshot;
+# lag: entries of the stream whose lag is asked for.
 our %size = (
 	rounds => 5, seconds => 5, long_rounds => 3, long_seconds => 25,
 	load => 500_000, drain => 400_000, hold => 60, window => 10,
 	latency => 20, race => 200_000, handover => 2_000,
-	hold_rounds => 1, delayed => 1_000_000, segment => '4MB', release => 60);
-%size = (%size, seconds => 20, long_rounds => 5, hold => 600, segment => '') if $opt{long};
+	hold_rounds => 1, delayed => 1_000_000, segment => '4MB', release => 60,
+	stream_rounds => 9, stream_seconds => 3, backlog => 500_000, read_rounds => 5,
+	groups_load => 200_000, stream_hold => 60, lag => 1_000_000);
+%size = (%size, seconds => 20, long_rounds => 5, hold => 600, segment => '',
+	stream_rounds => 15, stream_seconds => 5, read_rounds => 9, stream_hold => 300,
+	lag => 10_000_000) if $opt{long};
 %size = (
 	%size,
 	rounds => 1, seconds => 2, long_rounds => 1, long_seconds => 2,
 	load => 50_000, drain => 40_000, hold => 10, window => 3,
 	latency => 3, race => 5_000, handover => 200, delayed => 20_000, segment => '1MB',
-	release => 10) if $opt{quick};
-@size{qw(rounds long_rounds hold_rounds)} = ($opt{rounds}) x 3 if $opt{rounds};
+	release => 10,
+	stream_rounds => 1, stream_seconds => 2, backlog => 50_000, read_rounds => 1,
+	groups_load => 20_000, stream_hold => 10, lag => 50_000) if $opt{quick};
+@size{qw(rounds long_rounds hold_rounds stream_rounds read_rounds)} = ($opt{rounds}) x 5
+  if $opt{rounds};
 $size{load} = $opt{load} if $opt{load};
 
 $ENV{PGOPTIONS} = '-c client_min_messages=warning';
@@ -100,6 +117,7 @@ END { kill 'TERM', keys %children if %children }
 (my $here = __FILE__) =~ s{[^/]*$}{};
 $here = './' if $here eq '';
 require "${here}waiting.pl";
+require "${here}streams.pl";
 
 # ---------------------------------------------------------------------------
 # The sides
@@ -107,6 +125,9 @@ require "${here}waiting.pl";
 # Each side says how to empty, fill and count itself, and what a pgbench
 # client does for a case.  Consumers fetch the body, as a consumer would.
 # ---------------------------------------------------------------------------
+
+# Those that are emptied before each round.
+our @EMPTIED = qw(msgq plain textbook);
 
 # The newest queue is ours: "empty" has just created it.
 my $HANDLE = q{SELECT c.oid::regclass::text FROM pg_class c
@@ -117,6 +138,7 @@ my $HANDLE = q{SELECT c.oid::regclass::text FROM pg_class c
 our %SIDE = (
 	msgq => {
 		title => 'msgq',
+		ours  => 1,
 		empty => [
 			q{SELECT msgq.drop_queue('bench', if_exists => true)},
 			q{SELECT msgq.create_queue('bench', dead_letter_queue => '')},
@@ -379,7 +401,7 @@ sub limit_text
 
 sub sides
 {
-	return grep { !($opt{baselines} && $_ eq 'msgq') } @_;
+	return grep { !($opt{baselines} && $SIDE{$_}{ours}) } @_;
 }
 
 # Everybody is emptied, so that nobody's vacuum runs in another's round; the
@@ -387,7 +409,7 @@ sub sides
 sub prepare
 {
 	my ($side, $load) = @_;
-	psql(map { @{ $SIDE{$_}{empty} } } sides(qw(msgq plain textbook)));
+	psql(map { @{ $SIDE{$_}{empty} } } sides(@EMPTIED));
 	psql('CHECKPOINT');
 	return unless $load;
 	psql(sprintf($SIDE{$side}{load}, quoted($BODY), $load), 'VACUUM ANALYZE');
@@ -455,29 +477,34 @@ sub round_of
 sub compare
 {
 	my ($case, $how) = @_;
-	my @sides = sides('msgq', @{ $how->{baselines} });
+	my @sides = sides($how->{ours} || 'msgq', @{ $how->{baselines} });
+	my $one   = $how->{round} || \&round_of;
 	my %rates;
 	for my $round (1 .. $how->{rounds})
 	{
 		for my $side ($round % 2 ? @sides : reverse @sides)
 		{
-			push @{ $rates{$side} }, round_of($case, $side, $how);
-			progress(sprintf('%-12s round %d  %-24s %10s messages/s',
-					$case, $round, $SIDE{$side}{title}, thousands($rates{$side}[-1])));
+			push @{ $rates{$side} }, $one->($case, $side, $how);
+			progress(sprintf('%-12s round %d  %-24s %10s %s/s',
+					$case, $round, $SIDE{$side}{title}, thousands($rates{$side}[-1]),
+					$how->{unit} || 'messages'));
 		}
 	}
 	add_rows($case, $how, \%rates);
 	return;
 }
 
-# One row for each baseline; the fastest queue is held against the floor.
+# One row for each baseline.  The fastest queue is held against the floor, or
+# each one against its own, if $how->{limits} names them.
 sub add_rows
 {
 	my ($case, $how, $rates) = @_;
 	my @baselines = @{ $how->{baselines} };
 	my ($fastest) = sort { median(@{ $rates->{$b} }) <=> median(@{ $rates->{$a} }) }
 	  grep { $_ ne 'bound' } @baselines;
-	my $first = 1;
+	my $ours   = $rates->{ $how->{ours} || 'msgq' };
+	my $limits = $how->{limits} || { $fastest => $case };
+	my $first  = 1;
 	for my $side (@baselines)
 	{
 		my %row = (
@@ -485,8 +512,7 @@ sub add_rows
 			baseline => "$SIDE{$side}{title}",
 			base     => spread(\&thousands, @{ $rates->{$side} }),
 		);
-		add_ratio(\%row, $case, $rates->{msgq}, $rates->{$side}, $side eq $fastest)
-		  if $rates->{msgq};
+		add_ratio(\%row, $limits->{$side}, $ours, $rates->{$side}) if $ours;
 		$row{msgq} = '' unless $first;
 		$first = 0;
 		push @rows, \%row;
@@ -496,13 +522,13 @@ sub add_rows
 
 sub add_ratio
 {
-	my ($row, $case, $ours, $theirs, $counts) = @_;
+	my ($row, $limit, $ours, $theirs) = @_;
 	my @ratios = map { $ours->[$_] / $theirs->[$_] } 0 .. $#{$ours};
 	$row->{msgq}  = spread(\&thousands, @{$ours});
 	$row->{ratio} = spread(\&ratio_text, @ratios);
-	return unless $counts;
-	$row->{floor}   = limit_text($case);
-	$row->{verdict} = verdict($case, median(@ratios));
+	return unless $limit;
+	$row->{floor}   = limit_text($limit);
+	$row->{verdict} = verdict($limit, median(@ratios));
 	return;
 }
 
@@ -543,8 +569,8 @@ sub clients
 				baseline => "$side, $fewest clients",
 				base     => spread(\&thousands, @{ $rates{$side}{$fewest} }),
 			);
-			add_ratio(\%row, 'clients_many', $rates{$side}{$count}, $rates{$side}{$fewest},
-				$count == $most && $side eq 'msgq');
+			add_ratio(\%row, $count == $most && $side eq 'msgq' ? 'clients_many' : undef,
+				$rates{$side}{$count}, $rates{$side}{$fewest});
 			push @rows, \%row;
 		}
 	}
@@ -779,6 +805,7 @@ my %CASE = (
 	latency       => \&latency,
 	wakeups       => \&wakeups,
 	held_queue    => \&held_queue,
+	stream_cases(),
 );
 
 # ---------------------------------------------------------------------------
@@ -831,7 +858,7 @@ sub report
 			  @{$row}{qw(case msgq baseline base ratio floor verdict)});
 	}
 	$text =~ s/ +$//mg;
-	$text .= "\nMessages per second (held_snapshot: claims per second) where no unit is given;\n"
+	$text .= "\nMessages or entries per second (held_snapshot: claims per second) where no unit is given;\n"
 	  . "medians, with the lowest and highest round. Of several baselines the fastest one counts.\n"
 	  . "A floor with <= is a ceiling.\n\n";
 	$text .= "note: profiled, so the ratios are distorted\n" if $opt{profile};
@@ -853,6 +880,8 @@ sub run_case
 }
 
 psql('CREATE EXTENSION IF NOT EXISTS msgq') unless $opt{baselines};
+my %wanted = map { $_ => 1 } @{ $opt{case} };
+set_up_streams() if grep { $wanted{$_} } @STREAM_CASES;
 for my $file (grep { defined } map { $SIDE{$_}{setup} } sort keys %SIDE)
 {
 	finish(start('psql', qw(psql -XAtq -v ON_ERROR_STOP=1 -f), "$here$file"));
