@@ -117,3 +117,11 @@ SELECT msgq.drop_stream('other');
 SELECT msgq.create_stream('other');
 SELECT msgq.drop_stream(name) FROM msgq.streams WHERE name IN ('faults', 'other', 'elastic', 'poison') ORDER BY name;
 SELECT msgq.drop_queue('parked');
+
+-- Ids that were lost with an error keep nothing back.
+SELECT msgq.create_stream('lost', retention => NULL, retention_entries => 1);
+SELECT msgq.append('lost', '1');
+SELECT count(nextval(format('msgq.s%s_id', id))) FROM msgq.streams, generate_series(1, 100) WHERE name = 'lost';
+SELECT msgq.alter_stream('lost', '{"partitions": 2}');
+SELECT unsequenced FROM msgq.stream_stats WHERE stream = 'lost' AND partition = 0;
+SELECT msgq.drop_stream('lost');

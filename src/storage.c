@@ -638,7 +638,9 @@ msgq_last_id(Oid sequence_oid)
 /*
  * The horizon of this instant; PG_INT64_MIN if it cannot be told now.  A
  * horizon holds for ever.  Without shared memory it can be told when nobody
- * is appending: wait says whether to wait for that.
+ * is appending: wait says whether to wait for that.  Where it does, the sequence
+ * is asked for the highest id, which costs a look at its page; the slot's may be
+ * too low, after an error or while a dump is being restored.
  */
 int64
 msgq_append_horizon(Oid sequence, MsgqSlot *slot, bool wait)
@@ -648,7 +650,8 @@ msgq_append_horizon(Oid sequence, MsgqSlot *slot, bool wait)
 
 	if (msgq_shared_available())
 	{
-		horizon = slot ? (int64) pg_atomic_read_u64(&slot->highest_id) :
+		horizon = slot && !wait ?
+			(int64) pg_atomic_read_u64(&slot->highest_id) :
 			msgq_last_id(sequence);
 		horizon = msgq_append_lowest(sequence, horizon);
 		return horizon == PG_INT64_MIN ? horizon : horizon - 1;
