@@ -46,6 +46,7 @@ OBJS = \
 	src/append.o \
 	src/places.o \
 	src/sequencer.o \
+	src/sequence.o \
 	src/reader.o \
 	src/grouplog.o \
 	src/consumer.o \

@@ -270,6 +270,18 @@ my_bit(void)
 	return UINT64CONST(1) << (msgq_my_process_number() % 64);
 }
 
+/* Does anybody wait?  The slot may be NULL. */
+bool
+msgq_has_waiters(const MsgqSlot *slot)
+{
+	for (int i = 0; slot && i < msgq_waiter_words(); i++)
+	{
+		if (pg_atomic_read_u64((pg_atomic_uint64 *) &slot->waiters[i]) != 0)
+			return true;
+	}
+	return false;
+}
+
 /*
  * We wait for this queue, too, until msgq_wait_end.  True if that is new, so
  * that we have to look once more; without shared state there is nothing to be

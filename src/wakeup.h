@@ -22,6 +22,7 @@ extern void msgq_wakeup_transaction_ended(bool committed);
 extern void msgq_wakeup_subtransaction_aborted(void);
 extern void msgq_wakeup_forget(void);
 
+extern bool msgq_has_waiters(const MsgqSlot *slot);
 extern bool msgq_wait_register(MsgqSlot *slot);
 extern void msgq_wait_arm(void);
 extern void msgq_wait_looked(MsgqSlot *slot);
