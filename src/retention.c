@@ -83,6 +83,9 @@
 /* A group log is turned when it has this size. */
 #define GROUP_LOG_BYTES		(INT64CONST(16) * 1024 * 1024)
 
+/* So often, a millisecond apart, a lock is tried. */
+#define MAX_LOCK_TRIES		50
+
 /* ---------------------------------------------------------------------------
  * Sizes and positions
  * ---------------------------------------------------------------------------
@@ -534,6 +537,24 @@ try_lock_table(Oid table_oid)
 		ConditionalLockRelationOid(toast, AccessExclusiveLock);
 }
 
+/*
+ * The same for a table that many use for an instant each: between two of them
+ * it can be had.  Nobody waits behind us meanwhile, as they would behind one
+ * who waits for the lock.
+ */
+static bool
+lock_between_calls(Oid table_oid)
+{
+	for (int i = 0; i < MAX_LOCK_TRIES; i++)
+	{
+		if (try_lock_table(table_oid))
+			return true;
+		CHECK_FOR_INTERRUPTS();
+		pg_usleep(1000);
+	}
+	return false;
+}
+
 /* Drops the oldest segment if that is due; true if it did. */
 bool
 msgq_stream_drop_oldest(int32 stream_id, MsgqRound *round)
@@ -646,7 +667,7 @@ msgq_group_log_turn(int32 stream_id, MsgqRound *round)
 	kept = stream->group_logs[1 - stream->group_log];
 	if (main_fork_bytes(kept) > 0)
 	{
-		if (!try_lock_table(kept) || !msgq_stream_is_current(stream))
+		if (!lock_between_calls(kept) || !msgq_stream_is_current(stream))
 		{
 			round->waiting++;
 			return false;
