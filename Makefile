@@ -50,6 +50,7 @@ OBJS = \
 	src/reader.o \
 	src/grouplog.o \
 	src/consumer.o \
+	src/read.o \
 	src/retention.o \
 	src/streamstats.o \
 	src/wakeup.o \

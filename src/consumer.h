@@ -1,56 +1,52 @@
 /*
  * consumer.h
- *		Consumer groups of streams: where they are.
+ *		Consumer groups of streams: who reads for one.
  *
  * src/consumer.h
  */
 #ifndef MSGQ_CONSUMER_H
 #define MSGQ_CONSUMER_H
 
+#include "utils/tuplestore.h"
+#include "utils/uuid.h"
+
+#include "grouplog.h"
 #include "stream.h"
-#include "table.h"
 
-/* Columns of a table of a group log, msgq.s<id>_g<n>; all are NOT NULL. */
-enum
+/* A call on behalf of a group. */
+typedef struct MsgqConsumer
 {
-	Anum_group_log_group_id = 1,
-	Anum_group_log_partition,
-	Anum_group_log_n,
-	Anum_group_log_position,
-	Anum_group_log_lease,
-	Anum_group_log_leased_upto,
-	Anum_group_log_leased_until,
-	Anum_group_log_deliveries,
-	Anum_group_log_at,
-	Natts_group_log = Anum_group_log_at
-};
+	const char *command;		/* its name, for messages */
+	const char *stream_name;
+	const char *group_name;
+	AclMode		right;
+	const MsgqStream *stream;
+	Relation	active;			/* locked against being dropped */
+	MsgqSlot   *slot;
+	int32		group_id;
+	MsgqGroupLog log;
+	bool		has_written;	/* to the log: its lock stays */
+	/* read and poll: */
+	int			max_entries;
+	int			partition;		/* -1: any */
+	Interval   *lease;			/* NULL: the position moves at once */
+	Tuplestorestate *store;
+	TupleDesc	descriptor;
+	TimestampTz now;
+	TimestampTz next_due;		/* when a lease that is in the way ends */
+} MsgqConsumer;
 
-/* Where a group is in a partition: a row of its log. */
-typedef struct MsgqGroupPlace
-{
-	int64		n;				/* of the row, rising; 0: there is none */
-	int64		position;		/* that comes next */
-	int64		lease;			/* n of the row that began the last lease, or
-								 * that fenced it */
-	int64		leased_upto;	/* positions before this one are leased; 0:
-								 * none are */
-	TimestampTz leased_until;
-	int32		deliveries;		/* of the batch that is leased */
-} MsgqGroupPlace;
-
-/* Where the groups of a stream are: its log, opened. */
-typedef struct MsgqGroupLog
-{
-	MsgqTable  *kept;			/* older rows, to be looked at first */
-	MsgqTable  *current;		/* takes new ones */
-} MsgqGroupLog;
-
-extern bool msgq_group_log_open(const MsgqStream *stream, MsgqGroupLog *log,
-								LOCKMODE lock);
-extern void msgq_group_log_close(MsgqGroupLog *log, LOCKMODE unlock);
-extern MsgqGroupPlace msgq_group_log_find(MsgqGroupLog *log, int32 group_id,
-										  int partition);
-extern void msgq_group_log_add(MsgqGroupLog *log, int32 group_id,
-							   int partition, MsgqGroupPlace *place);
+extern MsgqConsumer msgq_consumer_arguments(FunctionCallInfo fcinfo,
+											const char *command,
+											AclMode right);
+extern void msgq_consumer_open(MsgqConsumer *consumer);
+extern void msgq_consumer_close(MsgqConsumer *consumer);
+extern void msgq_consumer_check(MsgqConsumer *consumer);
+extern void msgq_consumer_lock_tag(LOCKTAG *tag, const MsgqConsumer *consumer,
+								   int partition);
+extern void msgq_consumer_move(MsgqConsumer *consumer, int partition,
+							   MsgqGroupPlace *place);
+extern void msgq_consumer_receipt(pg_uuid_t *uuid, int64 lease, int32 group_id,
+								  int32 partition);
 
 #endif							/* MSGQ_CONSUMER_H */

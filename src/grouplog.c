@@ -26,7 +26,7 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
-#include "consumer.h"
+#include "grouplog.h"
 #include "message.h"
 #include "testing.h"
 

@@ -58,7 +58,7 @@
 
 #include "admin.h"
 #include "argument.h"
-#include "consumer.h"
+#include "grouplog.h"
 #include "message.h"
 #include "owner.h"
 #include "places.h"

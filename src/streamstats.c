@@ -17,7 +17,7 @@
 #include "utils/timestamp.h"
 
 #include "argument.h"
-#include "consumer.h"
+#include "grouplog.h"
 #include "message.h"
 #include "owner.h"
 #include "places.h"

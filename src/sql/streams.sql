@@ -243,7 +243,7 @@ COMMENT ON FUNCTION msgq.list_stream_stats() IS
 CREATE VIEW msgq.stream_stats AS SELECT * FROM msgq.list_stream_stats();
 
 COMMENT ON VIEW msgq.stream_stats IS
-'each partition of the streams on which the current user has the right peek: first_position (that is kept), next_position (that will be given), entries (between the two); and of the whole stream: unsequenced (ids that were taken since the sequencer looked last), size_bytes (tables, indexes and TOAST), segments';
+'each partition of the streams on which the current user has the right peek: first_position (that is kept), next_position (that will be given), entries (between the two); and of the whole stream: unsequenced (ids that were taken since positions were given last), size_bytes (tables, indexes and TOAST), segments';
 
 CREATE FUNCTION msgq.list_group_lag(
 	OUT stream text,
