@@ -125,3 +125,27 @@ SELECT count(nextval(format('msgq.s%s_id', id))) FROM msgq.streams, generate_ser
 SELECT msgq.alter_stream('lost', '{"partitions": 2}');
 SELECT unsequenced FROM msgq.stream_stats WHERE stream = 'lost' AND partition = 0;
 SELECT msgq.drop_stream('lost');
+
+-- The receipt of a poll that was rolled back is nobody's.
+SELECT msgq.create_stream('undone');
+SELECT msgq.create_group('undone', 'g', 'first');
+SELECT count(msgq.append('undone', to_jsonb(i))) FROM generate_series(1, 6) i;
+CALL msgq.sequence('undone');
+BEGIN;
+SELECT DISTINCT receipt AS undone FROM msgq.poll('undone', 'g', 1) \gset
+ROLLBACK;
+SELECT DISTINCT receipt AS theirs FROM msgq.poll('undone', 'g', 5) \gset
+\set VERBOSITY sqlstate
+SELECT msgq.commit('undone', 'g', :'undone');
+SELECT msgq.commit('undone', 'g', :'theirs', 0);
+\set VERBOSITY default
+SELECT msgq.commit('undone', 'g', :'theirs');
+
+-- A stream's dead-letter queue may be renamed, and not dropped.
+SELECT msgq.create_queue('letters', dead_letter_queue => '');
+SELECT msgq.alter_stream('undone', '{"dead_letter_queue": "letters"}');
+SELECT msgq.rename_queue('letters', 'more letters');
+SELECT settings->'dead_letter_queue' AS dead_letter_queue FROM msgq.streams WHERE name = 'undone';
+SELECT msgq.drop_queue('more letters');
+SELECT msgq.drop_stream('undone');
+SELECT msgq.drop_queue('more letters');

@@ -348,13 +348,14 @@ find_partner(const MsgqQueue *queue)
 	return partner && msgq_queue_is_complete(partner) ? partner : NULL;
 }
 
-/* Names of the queues whose dead letters go to this one; NULL if none do. */
+/* Names of the queues and streams whose dead letters go to this one; or NULL. */
 static char *
 users_of(const char *dead_letter_queue)
 {
 	StringInfoData names;
 	int			n;
 	MsgqQueue **queues = msgq_queue_list(MSGQ_RIGHT_NONE, &n);
+	ListCell   *cell;
 
 	initStringInfo(&names);
 	for (int i = 0; i < n; i++)
@@ -362,6 +363,14 @@ users_of(const char *dead_letter_queue)
 		if (strcmp(NameStr(queues[i]->dead_letter_queue), dead_letter_queue) == 0)
 			appendStringInfo(&names, "%s\"%s\"", names.len > 0 ? ", " : "",
 							 NameStr(queues[i]->name));
+	}
+	foreach(cell, msgq_stream_list(MSGQ_RIGHT_NONE))
+	{
+		const MsgqStream *stream = lfirst(cell);
+
+		if (strcmp(NameStr(stream->dead_letter_queue), dead_letter_queue) == 0)
+			appendStringInfo(&names, "%s\"%s\"", names.len > 0 ? ", " : "",
+							 NameStr(stream->name));
 	}
 	return names.len > 0 ? names.data : NULL;
 }
@@ -480,6 +489,10 @@ rename_dead_letter_queue(const char *name, const char *new_name)
 	Datum		values[] = {CStringGetTextDatum(name), CStringGetTextDatum(new_name)};
 
 	msgq_spi_run_with("UPDATE msgq.queue SET dead_letter_queue = $2 "
+					  "WHERE dead_letter_queue = $1",
+					  SPI_OK_UPDATE, lengthof(values), types, values, NULL,
+					  false);
+	msgq_spi_run_with("UPDATE msgq.stream SET dead_letter_queue = $2 "
 					  "WHERE dead_letter_queue = $1",
 					  SPI_OK_UPDATE, lengthof(values), types, values, NULL,
 					  false);

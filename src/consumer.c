@@ -16,9 +16,10 @@
  *
  * read and poll are in read.c.
  *
- * A receipt names the row that began the lease, by its n, with group and
- * partition.  It fits as long as no other lease, read or seek has followed; not
- * when the time has run out, but when somebody else has taken the partition.
+ * A receipt names the lease by a random number, with group and partition.  (A
+ * number that is counted would come again after a rollback.)  It fits as long
+ * as no other lease, read or seek has followed; not when the time has run out,
+ * but when somebody else has taken the partition.
  *
  * Whoever drops a group takes all its partitions first, and sends an
  * invalidation; who has waited for one of them looks whether it has gone.
@@ -189,7 +190,23 @@ msgq_consumer_move(MsgqConsumer *consumer, int partition, MsgqGroupPlace *place)
  * ---------------------------------------------------------------------------
  */
 
-/* The n of the row, the group, and the partition, the highest bytes first. */
+/* A number that no other lease has. */
+int64
+msgq_consumer_new_lease(void)
+{
+	int64		lease = 0;
+
+	while (lease == 0)
+	{
+		if (!pg_strong_random(&lease, sizeof(lease)))
+			ereport(ERROR,
+					(errcode(ERRCODE_INTERNAL_ERROR),
+					 errmsg("could not generate random values")));
+	}
+	return lease;
+}
+
+/* The lease, the group, and the partition, the highest bytes first. */
 void
 msgq_consumer_receipt(pg_uuid_t *uuid, int64 lease, int32 group_id, int32 partition)
 {
@@ -284,7 +301,7 @@ msgq_commit(PG_FUNCTION_ARGS)
 						consumer.group_name, consumer.stream_name),
 				 errhint("Commit with the receipt of entries that msgq.poll() has returned for this group.")));
 	place = take_partition(&consumer, partition);
-	if (place.lease != lease)
+	if (lease == 0 || place.lease != lease)
 		refuse_fenced(&consumer, partition);
 
 	upto = PG_ARGISNULL(3) ? place.leased_upto - 1 : PG_GETARG_INT64(3);
@@ -298,7 +315,8 @@ msgq_commit(PG_FUNCTION_ARGS)
 			place.leased_upto = place.deliveries = 0;
 		msgq_consumer_move(&consumer, partition, &place);
 	}
-	else if (!PG_ARGISNULL(3) && upto >= place.position)
+	else if (!PG_ARGISNULL(3) &&
+			 (upto >= place.position || upto < MSGQ_FIRST_POSITION))
 		check_upto(&place, upto);
 	msgq_consumer_close(&consumer);
 	PG_RETURN_BOOL(moves);
@@ -404,7 +422,7 @@ move_to_target(MsgqConsumer *consumer, int partition, const char *target)
 	MsgqGroupPlace place = take_partition(consumer, partition);
 
 	place.position = resolve_target(consumer->stream, partition, target);
-	place.lease = place.n + 1;
+	place.lease = 0;
 	place.leased_upto = 0;
 	place.leased_until = DT_NOBEGIN;
 	place.deliveries = 0;

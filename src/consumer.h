@@ -46,6 +46,7 @@ extern void msgq_consumer_lock_tag(LOCKTAG *tag, const MsgqConsumer *consumer,
 								   int partition);
 extern void msgq_consumer_move(MsgqConsumer *consumer, int partition,
 							   MsgqGroupPlace *place);
+extern int64 msgq_consumer_new_lease(void);
 extern void msgq_consumer_receipt(pg_uuid_t *uuid, int64 lease, int32 group_id,
 								  int32 partition);
 

@@ -30,8 +30,7 @@ typedef struct MsgqGroupPlace
 {
 	int64		n;				/* of the row, rising; 0: there is none */
 	int64		position;		/* that comes next */
-	int64		lease;			/* n of the row that began the last lease, or
-								 * that fenced it */
+	int64		lease;			/* the number of the last lease; 0: fenced */
 	int64		leased_upto;	/* positions before this one are leased; 0:
 								 * none are */
 	TimestampTz leased_until;

@@ -174,7 +174,7 @@ park_if_exhausted(MsgqConsumer *consumer, int partition, MsgqGroupPlace *place)
 	place->position = place->leased_upto;
 	place->leased_upto = 0;
 	place->deliveries = 0;
-	place->lease = place->n + 1;
+	place->lease = 0;
 	msgq_consumer_move(consumer, partition, place);
 }
 
@@ -189,6 +189,7 @@ read_on(MsgqConsumer *consumer, int partition, MsgqGroupPlace *place)
 {
 	MsgqReader *reader;
 	pg_uuid_t	receipt;
+	int64		lease = consumer->lease ? msgq_consumer_new_lease() : 0;
 	int64		until;
 	int64		next;
 
@@ -198,7 +199,7 @@ read_on(MsgqConsumer *consumer, int partition, MsgqGroupPlace *place)
 	/* What was not in a batch that has failed is not to be given up with it. */
 	if (place->leased_upto > place->position)
 		until = Min(until, place->leased_upto);
-	msgq_consumer_receipt(&receipt, place->n + 1, consumer->group_id, partition);
+	msgq_consumer_receipt(&receipt, lease, consumer->group_id, partition);
 	reader = msgq_reader_begin(consumer->stream, consumer->store,
 							   consumer->descriptor);
 	next = msgq_reader_read(reader, partition, place->position, until,
@@ -208,7 +209,7 @@ read_on(MsgqConsumer *consumer, int partition, MsgqGroupPlace *place)
 	if (next == place->position)
 		return false;
 
-	place->lease = place->n + 1;
+	place->lease = lease;
 	if (consumer->lease)
 	{
 		place->deliveries = place->leased_upto > place->position ?

@@ -295,8 +295,13 @@ sub kill_starting
 		'start');
 	foreach my $try (1 .. 100)
 	{
-		$pid = (split /\n/, -e $file ? slurp_file($file) : '')[0] // $old;
-		last if $pid ne $old;
+		# It goes, and comes back.
+		if (open my $lines, '<', $file)
+		{
+			chomp($pid = <$lines> // $old);
+			close $lines;
+		}
+		last if $pid ne $old && $pid ne '';
 		usleep(10_000);
 	}
 	die 'the server does not start' if $pid eq $old;
