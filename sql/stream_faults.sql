@@ -57,7 +57,7 @@ ROLLBACK;
 \set VERBOSITY default
 
 -- Fewer partitions, and then more again: positions go on.
-SELECT msgq.create_stream('elastic', partitions => 3, retention => NULL, retention_entries => 10);
+SELECT msgq.create_stream('elastic', partitions => 3, retention => NULL, retention_entries => 10, hold_for_groups => true);
 SELECT msgq.create_group('elastic', 'g', 'first');
 SELECT count(msgq.append('elastic', to_jsonb(g))) FROM generate_series(1, 60) g;
 CALL msgq.sequence('elastic');

@@ -155,6 +155,7 @@ $$;
 CALL msgq.sequence('short');
 -- Each round may turn, complete and drop one segment; all was in one.
 DO $$ BEGIN PERFORM msgq.append('short', '0'); END $$;
+CALL msgq.sequence('short');
 SELECT bool_and((msgq.maintain()->>'failed')::int = 0) AS fine FROM generate_series(1, 1);
 SELECT bool_and((msgq.maintain()->>'failed')::int = 0) AS fine FROM generate_series(1, 1);
 SELECT first_position, entries FROM msgq.stream_stats WHERE stream = 'short';
