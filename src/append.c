@@ -13,7 +13,7 @@
  * Keys.  With expected_id, the key is locked to the end of the transaction:
  * so of those who expect the same last entry one appends, and the others find
  * his.  An entry of an open transaction that did not lock the key is a conflict
- * as well: nobody can say yet whether it is the last one.
+ * as well, if it is the newest one: nobody can say yet whether it is the last.
  *
  * Idempotency keys.  An entry keeps its idempotency key, and an index on it.
  * Whoever appends with one
@@ -60,11 +60,10 @@
 #include "message.h"
 #include "owner.h"
 #include "segment.h"
+#include "table.h"
 #include "testing.h"
 #include "wakeup.h"
 #include "worker.h"
-
-#define MAX_KEY_BYTES		255
 
 /* Of a table of entries: by id, by key, and by idempotency key. */
 #define NINDEXES			3
@@ -294,22 +293,7 @@ insert_index_entries(EntryTable *entries, TupleTableSlot *row)
 static void
 insert_rows(EntryTable *entries, TupleTableSlot **rows, int n)
 {
-	CommandId	command = GetCurrentCommandId(true);
-
-	if (n == 1)
-		table_tuple_insert(entries->table, rows[0], command, 0, NULL);
-	else
-	{
-		/* table_multi_insert may leak. */
-		MemoryContext batch = AllocSetContextCreate(CurrentMemoryContext,
-													"msgq batch",
-													ALLOCSET_DEFAULT_SIZES);
-		MemoryContext caller = MemoryContextSwitchTo(batch);
-
-		table_multi_insert(entries->table, rows, n, command, 0, NULL);
-		MemoryContextSwitchTo(caller);
-		MemoryContextDelete(batch);
-	}
+	msgq_table_insert_rows(entries->table, rows, n);
 	for (int i = 0; i < n; i++)
 		insert_index_entries(entries, rows[i]);
 }
@@ -590,18 +574,18 @@ msgq_append_entries(const char *command, const char *name,
 	CommandCounterIncrement();
 }
 
-/* A key has 1 to MAX_KEY_BYTES bytes (22023). */
+/* A key has 1 to MSGQ_MAX_KEY_BYTES bytes (22023). */
 static text *
 check_key(Datum key, const char *argument)
 {
 	text	   *checked = DatumGetTextPP(key);
 	Size		size = VARSIZE_ANY_EXHDR(checked);
 
-	if (size < 1 || size > MAX_KEY_BYTES)
+	if (size < 1 || size > MSGQ_MAX_KEY_BYTES)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("a value of argument \"%s\" must have from 1 to %d bytes",
-						argument, MAX_KEY_BYTES),
+						argument, MSGQ_MAX_KEY_BYTES),
 				 errdetail("This one has %zu bytes.", size)));
 	return checked;
 }
@@ -671,27 +655,6 @@ msgq_append_bytes(PG_FUNCTION_ARGS)
 	return append_one(fcinfo, "msgq.append_bytes()", Anum_entry_row_data, "data");
 }
 
-/* An array that goes with the bodies has as many elements; NULL if none. */
-static Datum *
-companions(FunctionCallInfo fcinfo, int i, const char *argument, int n,
-		   bool **nulls)
-{
-	Datum	   *elements;
-	int			count;
-
-	if (PG_ARGISNULL(i))
-		return NULL;
-	elements = msgq_array_elements(PG_GETARG_ARRAYTYPE_P(i), argument, nulls,
-								   &count);
-	if (count != n)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("argument \"%s\" must have as many elements as there are bodies",
-						argument),
-				 errdetail("It has %d, and there are %d bodies.", count, n)));
-	return elements;
-}
-
 /* append_batch(stream, bodies, keys, headers) */
 PG_FUNCTION_INFO_V1(msgq_append_batch);
 Datum
@@ -704,11 +667,12 @@ msgq_append_batch(PG_FUNCTION_ARGS)
 	bool	   *no_headers;
 	int			n;
 	Datum	   *bodies = msgq_array_elements(array, "bodies", &no_body, &n);
-	Datum	   *keys = companions(fcinfo, 2, "keys", n, &no_key);
-	Datum	   *headers = companions(fcinfo, 3, "headers", n, &no_headers);
+	Datum	   *keys = PG_ARGISNULL(2) ? NULL :
+	msgq_companion_elements(fcinfo, 2, "keys", n, "bodies", &no_key);
+	Datum	   *headers = PG_ARGISNULL(3) ? NULL :
+	msgq_companion_elements(fcinfo, 3, "headers", n, "bodies", &no_headers);
 	MsgqNewEntry *entries = palloc0(sizeof(MsgqNewEntry) * Max(n, 1));
 	int64	   *ids = palloc(sizeof(int64) * Max(n, 1));
-	Datum	   *result = palloc(sizeof(Datum) * Max(n, 1));
 
 	for (int i = 0; i < n; i++)
 	{
@@ -727,8 +691,5 @@ msgq_append_batch(PG_FUNCTION_ARGS)
 		msgq_check_headers(DatumGetJsonbP(headers[i]));
 	}
 	msgq_append_entries("msgq.append_batch()", stream, entries, n, ids);
-	for (int i = 0; i < n; i++)
-		result[i] = Int64GetDatum(ids[i]);
-	PG_RETURN_ARRAYTYPE_P(construct_array(result, n, INT8OID, sizeof(int64),
-										  FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	PG_RETURN_ARRAYTYPE_P(msgq_int8_array(ids, n));
 }

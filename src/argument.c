@@ -235,6 +235,39 @@ msgq_array_elements(ArrayType *array, const char *argument, bool **nulls,
 	return elements;
 }
 
+/*
+ * The elements of argument number i, an array that goes with n others and has
+ * as many (22023); what says what those are.
+ */
+Datum	   *
+msgq_companion_elements(FunctionCallInfo fcinfo, int i, const char *argument,
+						int n, const char *what, bool **nulls)
+{
+	int			count;
+	Datum	   *elements = msgq_array_elements(PG_GETARG_ARRAYTYPE_P(i),
+											   argument, nulls, &count);
+
+	if (count != n)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must have as many elements as there are %s",
+						argument, what),
+				 errdetail("It has %d, and there are %d %s.", count, n, what)));
+	return elements;
+}
+
+/* A bigint[]. */
+ArrayType  *
+msgq_int8_array(const int64 *values, int n)
+{
+	Datum	   *elements = palloc(sizeof(Datum) * Max(n, 1));
+
+	for (int i = 0; i < n; i++)
+		elements[i] = Int64GetDatum(values[i]);
+	return construct_array(elements, n, INT8OID, sizeof(int64),
+						   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE);
+}
+
 /* A procedure that ends transactions cannot run where it may not (25001). */
 void
 msgq_refuse_transaction_block(FunctionCallInfo fcinfo, const char *command,

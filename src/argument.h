@@ -31,6 +31,10 @@ extern void msgq_check_headers(Jsonb *headers);
 extern void msgq_check_array(ArrayType *array, const char *argument);
 extern Datum *msgq_array_elements(ArrayType *array, const char *argument,
 								  bool **nulls, int *n);
+extern Datum *msgq_companion_elements(FunctionCallInfo fcinfo, int i,
+									  const char *argument, int n,
+									  const char *what, bool **nulls);
+extern ArrayType *msgq_int8_array(const int64 *values, int n);
 extern void msgq_refuse_transaction_block(FunctionCallInfo fcinfo,
 										  const char *command,
 										  const char *detail,

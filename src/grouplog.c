@@ -23,11 +23,13 @@
 #include "access/table.h"
 #include "storage/bufmgr.h"
 #include "utils/fmgroids.h"
+#include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
 #include "grouplog.h"
 #include "message.h"
+#include "owner.h"
 #include "testing.h"
 
 /*
@@ -129,4 +131,36 @@ msgq_group_log_add(MsgqGroupLog *log, int32 group_id, int partition,
 	values[Anum_group_log_deliveries - 1] = Int32GetDatum(place->deliveries);
 	values[Anum_group_log_at - 1] = TimestampTzGetDatum(msgq_now());
 	msgq_table_insert(log->current, values);
+}
+
+/*
+ * How many groups has a stream?  Their names and numbers, in the current memory
+ * context, in the order of names.
+ */
+int
+msgq_group_list(const MsgqStream *stream, char ***names, int32 **ids)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	MsgqSpi		spi;
+	int			n;
+
+	msgq_spi_begin(&spi, msgq_storage_owner());
+	msgq_spi_run("SELECT name, id FROM msgq.stream_group WHERE stream_id = %d ORDER BY name",
+				 stream->id);
+	n = SPI_processed;
+	*names = MemoryContextAlloc(caller, sizeof(char *) * Max(n, 1));
+	*ids = MemoryContextAlloc(caller, sizeof(int32) * Max(n, 1));
+	for (int i = 0; i < n; i++)
+	{
+		bool		is_null;
+
+		(*names)[i] = MemoryContextStrdup(caller,
+										  SPI_getvalue(SPI_tuptable->vals[i],
+													   SPI_tuptable->tupdesc, 1));
+		(*ids)[i] = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[i],
+												SPI_tuptable->tupdesc, 2,
+												&is_null));
+	}
+	msgq_spi_end(&spi);
+	return n;
 }

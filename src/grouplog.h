@@ -51,5 +51,7 @@ extern MsgqGroupPlace msgq_group_log_find(MsgqGroupLog *log, int32 group_id,
 										  int partition);
 extern void msgq_group_log_add(MsgqGroupLog *log, int32 group_id,
 							   int partition, MsgqGroupPlace *place);
+extern int	msgq_group_list(const MsgqStream *stream, char ***names,
+							int32 **ids);
 
 #endif							/* MSGQ_GROUPLOG_H */

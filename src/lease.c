@@ -90,16 +90,23 @@ msgq_lease_end(TimestampTz oldest_enqueued_at)
 		state = MUST_WAIT;
 }
 
+/* The commit of this transaction need not wait for the disk. */
+void
+msgq_commit_asynchronously(void)
+{
+	if (synchronous_commit != SYNCHRONOUS_COMMIT_OFF)
+		(void) set_config_option("synchronous_commit", "off",
+								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL,
+								 true, 0, false);
+}
+
 /* Just before the commit: lower synchronous_commit, for this commit only. */
 void
 msgq_lease_pre_commit(void)
 {
-	if (state != ONLY_LEASED || XactLastRecEnd != last_lease_record ||
-		!msgq_async_leases || synchronous_commit == SYNCHRONOUS_COMMIT_OFF)
-		return;
-	(void) set_config_option("synchronous_commit", "off",
-							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL,
-							 true, 0, false);
+	if (state == ONLY_LEASED && XactLastRecEnd == last_lease_record &&
+		msgq_async_leases)
+		msgq_commit_asynchronously();
 }
 
 /* The transaction is over. */

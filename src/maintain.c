@@ -1,9 +1,10 @@
 /*
  * maintain.c
- *		Rounds of maintenance over all queues of a database, by the worker or
+ *		Rounds of maintenance over all queues and streams of a database, by the worker or
  *		by hand.
  *
- * A round turns and empties stores (store.c), enters failed pops into their
+ * A round turns and empties stores (store.c), turns streams and drops what is
+ * old in them (retention.c), enters failed pops into their
  * messages' rows (poison.c), turns rings and empties segments (ring.c), gives
  * up messages that have expired or whose deliveries have all failed
  * (deadletter.c), counts and audits queues, and saves their totals (stats.c).

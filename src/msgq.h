@@ -40,6 +40,7 @@ extern void *msgq_make_room(void *array, int n, int *room, Size size);
 /* lease.c: how a transaction that only leases is committed */
 extern void msgq_lease_begin(void);
 extern void msgq_lease_end(TimestampTz oldest_enqueued_at);
+extern void msgq_commit_asynchronously(void);
 extern void msgq_lease_pre_commit(void);
 extern void msgq_lease_forget(void);
 

@@ -633,14 +633,17 @@ msgq_queue_is_complete(const MsgqQueue *queue)
 	return OidIsValid(queue->handle) && OidIsValid(queue->sequence);
 }
 
-/* False also if the handle has just been dropped, which is stored. */
-static bool
-has_right(const MsgqQueue *queue, AclMode right, bool *is_missing)
+/*
+ * Has the current user the right on the queue or stream of this handle?  False
+ * also if the handle has just been dropped, which is stored.
+ */
+bool
+msgq_has_right(Oid handle, AclMode right, bool *is_missing)
 {
 	*is_missing = false;
 	if (right == MSGQ_RIGHT_NONE)
 		return true;
-	return pg_class_aclcheck_ext(queue->handle, GetUserId(), right,
+	return pg_class_aclcheck_ext(handle, GetUserId(), right,
 								 is_missing) == ACLCHECK_OK && !*is_missing;
 }
 
@@ -650,7 +653,21 @@ msgq_queue_has_right(const MsgqQueue *queue, AclMode right)
 {
 	bool		is_missing;
 
-	return has_right(queue, right, &is_missing);
+	return msgq_has_right(queue->handle, right, &is_missing);
+}
+
+/* Raises 42501 for a queue or a stream, which what says. */
+void
+msgq_refuse_without_right(const char *what, const char *name, AclMode right)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("permission denied for %s \"%s\"", what, name),
+			 errdetail("Role \"%s\" does not have the right \"%s\".",
+					   GetUserNameFromId(GetUserId(), false),
+					   msgq_right_name(right)),
+			 errhint("An administrator of the %s can give it with msgq.grant().",
+					 what)));
 }
 
 /*
@@ -677,19 +694,13 @@ msgq_queue_try_get(const char *name, AclMode right)
 					 errdetail("Its relations are named msgq.q%d and msgq.q%d_*.",
 							   queue->id, queue->id),
 					 errhint("Restore them from a dump, or drop the queue.")));
-		may = has_right(queue, right, &is_missing);
+		may = msgq_has_right(queue->handle, right, &is_missing);
 		if (is_missing)
 			msgq_queue_forget_all();
 	} while (is_missing);
 
 	if (!may)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied for queue \"%s\"", name),
-				 errdetail("Role \"%s\" does not have the right \"%s\".",
-						   GetUserNameFromId(GetUserId(), false),
-						   msgq_right_name(right)),
-				 errhint("An administrator of the queue can give it with msgq.grant().")));
+		msgq_refuse_without_right("queue", name, right);
 	return queue;
 }
 
@@ -758,7 +769,7 @@ msgq_queue_list(AclMode right, int *n)
 		MsgqQueue  *queue = lfirst(cell);
 		bool		is_missing;
 
-		if (msgq_queue_is_complete(queue) && has_right(queue, right, &is_missing))
+		if (msgq_queue_is_complete(queue) && msgq_has_right(queue->handle, right, &is_missing))
 			list[(*n)++] = queue;
 	}
 	return list;

@@ -180,6 +180,9 @@ extern MsgqQueue *msgq_queue_get(const char *name, AclMode right);
 extern void msgq_queue_lock_tag(LOCKTAG *tag, Oid sequence, MsgqLock lock);
 extern bool msgq_queue_lock_for_reading(const MsgqQueue *queue);
 extern MsgqQueue **msgq_queue_list(AclMode right, int *n);
+extern bool msgq_has_right(Oid handle, AclMode right, bool *is_missing);
+extern void msgq_refuse_without_right(const char *what, const char *name,
+									  AclMode right);
 extern bool msgq_queue_has_right(const MsgqQueue *queue, AclMode right);
 extern int64 msgq_queue_backoff(const MsgqQueue *queue, TimestampTz now,
 								int32 failures);

@@ -85,7 +85,7 @@ stop_position(MsgqConsumer *consumer, int partition, int64 position)
 /* The entry as a message that the dead-letter queue can store. */
 static void
 fill_dead_letter(TupleTableSlot *message, TupleTableSlot *entry,
-				 int32 deliveries, TimestampTz now)
+				 int32 deliveries)
 {
 	Datum	   *values = message->tts_values;
 	bool	   *nulls = message->tts_isnull;
@@ -133,7 +133,7 @@ park_entries(MsgqConsumer *consumer, int partition, const MsgqGroupPlace *place,
 			MsgqCopy	how = {.set_headers = true};
 
 			fill_dead_letter(message, msgq_reader_fetch(reader, id),
-							 place->deliveries, consumer->now);
+							 place->deliveries);
 			how.headers = msgq_history_add(NameStr(stream->name), message,
 										   "max_deliveries",
 										   psprintf("consumer group \"%s\", partition %d, position " INT64_FORMAT,

@@ -39,6 +39,7 @@
 #include "message.h"
 #include "places.h"
 #include "reader.h"
+#include "table.h"
 
 /* Over so many index entries a reader steps before it searches. */
 #define MAX_STEPS		100
@@ -104,8 +105,7 @@ open_cursor(MsgqReader *reader, int segment)
 		return cursor;
 	cursor->table = msgq_stream_open_segment(reader->stream, which,
 											 which->entries);
-	list_free(RelationGetIndexList(cursor->table));
-	cursor->by_id = index_open(cursor->table->rd_pkindex, AccessShareLock);
+	cursor->by_id = msgq_open_primary_key(cursor->table);
 	cursor->row = table_slot_create(cursor->table, NULL);
 	cursor->scan = msgq_index_beginscan(cursor->table, cursor->by_id,
 										SnapshotSelf, 1);

@@ -120,6 +120,13 @@ end_positions(const MsgqStream *stream)
 	return end;
 }
 
+/* Such positions as a bigint[]. */
+static Datum
+positions_datum(const MsgqStream *stream, const int64 *positions)
+{
+	return PointerGetDatum(msgq_int8_array(positions, stream->npartitions));
+}
+
 /* Nobody else changes metadata until we commit, or false. */
 static bool
 try_lock_metadata(void)
@@ -195,7 +202,7 @@ msgq_stream_turn(const MsgqStream *stream, int partitions)
 	msgq_stream_lock_tag(&tag, stream, 0, MSGQ_SEQUENCE_LOCK);
 	(void) LockAcquire(&tag, ExclusiveLock, false, false);
 	values[0] = Int64GetDatum(msgq_last_id(stream->sequence) + 1);
-	values[1] = msgq_positions_array(end_positions(stream), stream->npartitions);
+	values[1] = positions_datum(stream, end_positions(stream));
 	values[2] = TimestampTzGetDatum(msgq_now());
 
 	msgq_spi_begin(&spi, msgq_storage_owner());
@@ -308,8 +315,7 @@ last_id(const MsgqStreamSegment *segment)
 	IndexScanDesc scan;
 	int64		last = 0;
 
-	list_free(RelationGetIndexList(table));
-	index = index_open(table->rd_pkindex, AccessShareLock);
+	index = msgq_open_primary_key(table);
 	scan = msgq_index_beginscan(table, index, SnapshotSelf, 0);
 	index_rescan(scan, NULL, 0, NULL, 0);
 	while (last == 0 && index_getnext_slot(scan, BackwardScanDirection, row))
@@ -362,7 +368,7 @@ msgq_stream_complete(int32 stream_id, MsgqRound *round)
 		round->waiting++;
 		return false;
 	}
-	values[0] = msgq_positions_array(end_positions(stream), stream->npartitions);
+	values[0] = positions_datum(stream, end_positions(stream));
 	values[1] = TimestampTzGetDatum(msgq_now());
 	msgq_spi_begin(&spi, msgq_storage_owner());
 	msgq_spi_run_with(psprintf("UPDATE msgq.stream_segment SET end_positions = $1, complete_at = $2 "
@@ -392,46 +398,22 @@ entries_after(const MsgqStream *stream, const int64 *positions)
 	return entries;
 }
 
-/* Numbers of the stream's groups, as an integer list. */
-static List *
-group_ids(const MsgqStream *stream)
-{
-	MemoryContext caller = CurrentMemoryContext;
-	List	   *ids = NIL;
-	MsgqSpi		spi;
-
-	msgq_spi_begin(&spi, msgq_storage_owner());
-	msgq_spi_run("SELECT id FROM msgq.stream_group WHERE stream_id = %d",
-				 stream->id);
-	MemoryContextSwitchTo(caller);
-	for (uint64 i = 0; i < SPI_processed; i++)
-	{
-		bool		is_null;
-
-		ids = lappend_int(ids, DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[i],
-														   SPI_tuptable->tupdesc,
-														   1, &is_null)));
-	}
-	msgq_spi_end(&spi);
-	return ids;
-}
-
 /* Is there a group that has not read all before these positions? */
 static bool
 is_wanted(const MsgqStream *stream, const int64 *positions)
 {
 	MsgqGroupLog log;
 	bool		wanted = false;
-	List	   *ids = group_ids(stream);
-	ListCell   *cell;
+	char	  **names;
+	int32	   *ids;
+	int			n = msgq_group_list(stream, &names, &ids);
 
 	if (!msgq_group_log_open(stream, &log, AccessShareLock))
 		return true;
-	foreach(cell, ids)
+	for (int i = 0; i < n; i++)
 	{
 		for (int p = 0; p < stream->npartitions && !wanted; p++)
-			wanted = msgq_group_log_find(&log, lfirst_int(cell), p).position <
-				positions[p];
+			wanted = msgq_group_log_find(&log, ids[i], p).position < positions[p];
 	}
 	msgq_group_log_close(&log, AccessShareLock);
 	return wanted;
@@ -520,21 +502,20 @@ static bool
 try_lock_table(Oid table_oid)
 {
 	Relation	table;
-	Oid			toast;
+	bool		locked;
 
 	if (!ConditionalLockRelationOid(table_oid, AccessExclusiveLock))
 		return false;
 	table = table_open(table_oid, NoLock);
-	toast = table->rd_rel->reltoastrelid;
 	if (table->trigdesc)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("table \"%s\" has a trigger",
 						RelationGetRelationName(table)),
 				 errhint("Drop the trigger: the segment cannot be emptied.")));
+	locked = msgq_try_lock_toast(table);
 	table_close(table, NoLock);
-	return !OidIsValid(toast) ||
-		ConditionalLockRelationOid(toast, AccessExclusiveLock);
+	return locked;
 }
 
 /*
@@ -577,7 +558,7 @@ msgq_stream_drop_oldest(int32 stream_id, MsgqRound *round)
 		round->waiting++;
 		return false;
 	}
-	first = msgq_positions_array(oldest->end, stream->npartitions);
+	first = positions_datum(stream, oldest->end);
 	msgq_spi_begin(&spi, msgq_storage_owner());
 	msgq_spi_run_with(psprintf("UPDATE msgq.stream SET first_positions = $1 WHERE id = %d",
 							   stream->id),
@@ -621,14 +602,22 @@ msgq_stream_due(const MsgqStream *stream)
  * ---------------------------------------------------------------------------
  */
 
-/* Rows of the kept table that still count go into the current one. */
-static void
+/*
+ * Rows of the kept table that still count go into the current one; false if
+ * the stream has changed.
+ */
+static bool
 empty_kept_log(const MsgqStream *stream)
 {
 	int			current = stream->group_log + 1;
 	int			kept = 2 - stream->group_log;
+	MsgqGroupLog log;
 	MsgqSpi		spi;
 
+	/* Nobody's trigger or rule may run as the owner: this refuses them. */
+	if (!msgq_group_log_open(stream, &log, RowExclusiveLock))
+		return false;
+	msgq_group_log_close(&log, NoLock);
 	msgq_spi_begin(&spi, msgq_storage_owner());
 	msgq_spi_run("INSERT INTO msgq.s%1$d_g%2$d "
 				 "SELECT DISTINCT ON (k.group_id, k.partition) k.* "
@@ -639,6 +628,7 @@ empty_kept_log(const MsgqStream *stream)
 				 stream->id, current, kept);
 	msgq_spi_run("TRUNCATE ONLY msgq.s%d_g%d", stream->id, kept);
 	msgq_spi_end(&spi);
+	return true;
 }
 
 static int64
@@ -667,12 +657,11 @@ msgq_group_log_turn(int32 stream_id, MsgqRound *round)
 	kept = stream->group_logs[1 - stream->group_log];
 	if (main_fork_bytes(kept) > 0)
 	{
-		if (!lock_between_calls(kept) || !msgq_stream_is_current(stream))
+		if (!lock_between_calls(kept) || !empty_kept_log(stream))
 		{
 			round->waiting++;
 			return false;
 		}
-		empty_kept_log(stream);
 		round->emptied++;
 		return true;
 	}

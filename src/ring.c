@@ -91,6 +91,7 @@
 #include "owner.h"
 #include "ring.h"
 #include "segment.h"
+#include "table.h"
 #include "testing.h"
 
 /* Messages that are due before so many seconds are left to consumers. */
@@ -576,16 +577,6 @@ must_wait(const MsgqRingSegment *segment)
 	return wait;
 }
 
-/* TRUNCATE would wait for it, and autovacuum may have it. */
-static bool
-lock_toast(Relation table)
-{
-	Oid			toast = table->rd_rel->reltoastrelid;
-
-	return !OidIsValid(toast) ||
-		ConditionalLockRelationOid(toast, AccessExclusiveLock);
-}
-
 /*
  * Empties a drained segment, if nobody uses it; true if something was done.
  * The lock stays until the end of the transaction, which should come at once.
@@ -612,7 +603,7 @@ msgq_ring_reclaim(const MsgqRing *ring, const MsgqRingSegment *segment,
 	table = try_table_open(segment->table, NoLock);
 	if (table == NULL)
 		return false;
-	if (!msgq_segment_is_plain(segment->table) || !lock_toast(table))
+	if (!msgq_segment_is_plain(segment->table) || !msgq_try_lock_toast(table))
 	{
 		table_close(table, NoLock);
 		round->waiting++;

@@ -60,6 +60,7 @@
 #include "group.h"
 #include "message.h"
 #include "segment.h"
+#include "table.h"
 
 /* ---------------------------------------------------------------------------
  * Inserting
@@ -144,22 +145,7 @@ wrote_row(MsgqSegment *segment, TupleTableSlot *row)
 void
 msgq_segment_insert(MsgqSegment *segment, TupleTableSlot **rows, int n)
 {
-	CommandId	command = GetCurrentCommandId(true);
-	MemoryContext batch;
-	MemoryContext caller;
-
-	if (n == 1)
-		table_tuple_insert(segment->table, rows[0], command, 0, NULL);
-	else
-	{
-		/* table_multi_insert may leak. */
-		batch = AllocSetContextCreate(CurrentMemoryContext, "msgq batch",
-									  ALLOCSET_DEFAULT_SIZES);
-		caller = MemoryContextSwitchTo(batch);
-		table_multi_insert(segment->table, rows, n, command, 0, NULL);
-		MemoryContextSwitchTo(caller);
-		MemoryContextDelete(batch);
-	}
+	msgq_table_insert_rows(segment->table, rows, n);
 	for (int i = 0; i < n; i++)
 	{
 		insert_index_entries(segment, rows[i], false, MSGQ_ALL_INDEXES);

@@ -484,25 +484,6 @@ msgq_send_once(PG_FUNCTION_ARGS)
  * ---------------------------------------------------------------------------
  */
 
-/* An array that goes with the contents has as many elements. */
-static Datum *
-companion_elements(FunctionCallInfo fcinfo, int n, const char *argument,
-				   const Outgoing *out, bool **nulls)
-{
-	int			count;
-	Datum	   *elements = msgq_array_elements(PG_GETARG_ARRAYTYPE_P(n),
-											   argument, nulls, &count);
-
-	if (count != out->n)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("argument \"%s\" must have as many elements as there are messages",
-						argument),
-				 errdetail("It has %d, and there are %d messages.",
-						   count, out->n)));
-	return elements;
-}
-
 static void
 set_headers_of_all(Outgoing *out, FunctionCallInfo fcinfo, int n)
 {
@@ -511,7 +492,8 @@ set_headers_of_all(Outgoing *out, FunctionCallInfo fcinfo, int n)
 
 	if (PG_ARGISNULL(n))
 		return;
-	headers = companion_elements(fcinfo, n, "headers", out, &nulls);
+	headers = msgq_companion_elements(fcinfo, n, "headers", out->n,
+									  "messages", &nulls);
 	for (int i = 0; i < out->n; i++)
 	{
 		if (!nulls[i])
@@ -527,7 +509,8 @@ set_keys_of_all(Outgoing *out, FunctionCallInfo fcinfo, int n)
 
 	if (PG_ARGISNULL(n))
 		return;
-	keys = companion_elements(fcinfo, n, "idempotency_keys", out, &nulls);
+	keys = msgq_companion_elements(fcinfo, n, "idempotency_keys", out->n,
+								   "messages", &nulls);
 	for (int i = 0; i < out->n; i++)
 	{
 		if (!nulls[i])
@@ -543,23 +526,13 @@ set_group_keys_of_all(Outgoing *out, FunctionCallInfo fcinfo, int n)
 
 	if (PG_ARGISNULL(n))
 		return;
-	keys = companion_elements(fcinfo, n, "group_keys", out, &nulls);
+	keys = msgq_companion_elements(fcinfo, n, "group_keys", out->n,
+								   "messages", &nulls);
 	for (int i = 0; i < out->n; i++)
 	{
 		if (!nulls[i])
 			set_group_key(out, i, DatumGetTextPP(keys[i]));
 	}
-}
-
-static ArrayType *
-id_array(const int64 *ids, int n)
-{
-	Datum	   *elements = palloc(sizeof(Datum) * n);
-
-	for (int i = 0; i < n; i++)
-		elements[i] = Int64GetDatum(ids[i]);
-	return construct_array(elements, n, INT8OID, sizeof(int64),
-						   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE);
 }
 
 static Datum
@@ -585,7 +558,7 @@ send_several(FunctionCallInfo fcinfo, const char *command, AttrNumber column,
 
 	ids = palloc(sizeof(int64) * n);
 	store(command, queue, &out, ids);
-	PG_RETURN_ARRAYTYPE_P(id_array(ids, n));
+	PG_RETURN_ARRAYTYPE_P(msgq_int8_array(ids, n));
 }
 
 PG_FUNCTION_INFO_V1(msgq_send_batch);

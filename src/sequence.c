@@ -138,7 +138,7 @@ step_alone(Sequenced *stream, MsgqSlot *slot)
 		PushActiveSnapshot(GetTransactionSnapshot());
 		done = msgq_sequence_step(stream->id, false, &step);
 		PopActiveSnapshot();
-		msgq_sequence_commit_lazily();
+		msgq_commit_asynchronously();
 		CommitTransactionCommand();
 		MemoryContextSwitchTo(context);
 		stream->is_pending = !done || !step.caught_up;
@@ -290,7 +290,7 @@ sequence_stream(int32 stream_id)
 		PushActiveSnapshot(GetTransactionSnapshot());
 		done = !msgq_sequence_step(stream_id, true, &step);
 		PopActiveSnapshot();
-		msgq_sequence_commit_lazily();
+		msgq_commit_asynchronously();
 		SPI_commit();
 		if (!done && step.high < target && !step.has_more)
 		{

@@ -68,7 +68,6 @@
 #include "storage/lmgr.h"
 #include "storage/procarray.h"
 #include "utils/fmgroids.h"
-#include "utils/guc.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -462,14 +461,6 @@ look_at(Step *step, Relation table, TupleTableSlot *row)
 		add_opened(step, id, dirty.xmin);
 }
 
-/* The table's primary key. */
-static Relation
-open_primary_key(Relation table)
-{
-	list_free(RelationGetIndexList(table));
-	return index_open(table->rd_pkindex, AccessShareLock);
-}
-
 /* Opens a segment for the rest of the step, in which many ranges can be. */
 static OpenSegment *
 open_segment(Step *step, int i)
@@ -481,7 +472,7 @@ open_segment(Step *step, int i)
 		return opened;
 	opened->table = msgq_stream_open_segment(step->stream, segment,
 											 segment->entries);
-	opened->by_id = open_primary_key(opened->table);
+	opened->by_id = msgq_open_primary_key(opened->table);
 	opened->row = table_slot_create(opened->table, NULL);
 	opened->scan = msgq_index_beginscan(opened->table, opened->by_id,
 										SnapshotAny, 2);
@@ -883,14 +874,4 @@ msgq_sequence_step(int32 stream_id, bool wait, MsgqSequenceStep *result)
 	MemoryContextSwitchTo(caller);
 	MemoryContextDelete(context);
 	return done;
-}
-
-/* The commit of this transaction need not wait for the disk. */
-void
-msgq_sequence_commit_lazily(void)
-{
-	if (synchronous_commit != SYNCHRONOUS_COMMIT_OFF)
-		(void) set_config_option("synchronous_commit", "off",
-								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL,
-								 true, 0, false);
 }

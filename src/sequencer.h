@@ -26,6 +26,5 @@ extern void msgq_sequence_transaction_ended(bool committed);
 extern TimestampTz msgq_sequence_round(void);
 extern void msgq_sequence_first_step(const MsgqStream *stream,
 									 const MsgqStreamSegment *segment);
-extern void msgq_sequence_commit_lazily(void);
 
 #endif							/* MSGQ_SEQUENCER_H */

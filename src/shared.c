@@ -22,7 +22,7 @@
  * raises an error.
  *
  * Layout.  A header, one MsgqProcess for each process, and a fixed number of
- * slots, one for each queue that is used.  A queue that finds all slots taken
+ * slots, one for each queue or stream that is used.  A queue that finds all slots taken
  * works as without shared memory, but for the ids about to be used, which
  * are published by process and not by slot: so that it does not matter who
  * has found a slot and who has not.
@@ -283,8 +283,8 @@ msgq_shared_init(void)
 		return;
 	preloaded = true;
 	DefineCustomIntVariable("msgq.shared_queues",
-							"Number of queues whose state is shared by all backends.",
-							"A queue that finds no place works, but more slowly, and is polled.",
+							"Number of queues and streams whose state is shared by all backends.",
+							"One that finds no place works, but more slowly, and is polled.",
 							&msgq_shared_queues,
 							DEFAULT_QUEUES,
 							1,

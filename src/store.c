@@ -63,6 +63,7 @@
 #include "argument.h"
 #include "owner.h"
 #include "store.h"
+#include "table.h"
 #include "testing.h"
 
 /* How long writers may have to wait for a turn that does not come about. */
@@ -593,16 +594,15 @@ msgq_store_turn(int32 queue_id, MsgqStoreKind kind, MsgqRound *round)
 	return !is_empty;
 }
 
-/* TRUNCATE would wait for it, and autovacuum may have it. */
+/* The TOAST table of a table that is locked. */
 static bool
 lock_toast(Oid table_oid)
 {
 	Relation	table = table_open(table_oid, NoLock);
-	Oid			toast = table->rd_rel->reltoastrelid;
+	bool		locked = msgq_try_lock_toast(table);
 
 	table_close(table, NoLock);
-	return !OidIsValid(toast) ||
-		ConditionalLockRelationOid(toast, AccessExclusiveLock);
+	return locked;
 }
 
 /* Empties a kept table, if nobody uses it. */

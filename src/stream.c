@@ -418,17 +418,6 @@ msgq_stream_is_complete(const MsgqStream *stream)
 		OidIsValid(stream->group_logs[1]);
 }
 
-/* False also if the handle has just been dropped, which is stored. */
-static bool
-has_right(const MsgqStream *stream, AclMode right, bool *is_missing)
-{
-	*is_missing = false;
-	if (right == MSGQ_RIGHT_NONE)
-		return true;
-	return pg_class_aclcheck_ext(stream->handle, GetUserId(), right,
-								 is_missing) == ACLCHECK_OK && !*is_missing;
-}
-
 /*
  * The stream, if the current user has the right on it.  Raises 42704 if there
  * is none, 42501 without the right, 55000 if its storage is missing.
@@ -454,19 +443,13 @@ msgq_stream_get(const char *name, AclMode right)
 					 errdetail("Its relations are named msgq.s%d and msgq.s%d_*.",
 							   stream->id, stream->id),
 					 errhint("Restore them from a dump, or drop the stream.")));
-		may = has_right(stream, right, &is_missing);
+		may = msgq_has_right(stream->handle, right, &is_missing);
 		if (is_missing)
 			msgq_queue_forget_all();
 	} while (is_missing);
 
 	if (!may)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied for stream \"%s\"", name),
-				 errdetail("Role \"%s\" does not have the right \"%s\".",
-						   GetUserNameFromId(GetUserId(), false),
-						   msgq_right_name(right)),
-				 errhint("An administrator of the stream can give it with msgq.grant().")));
+		msgq_refuse_without_right("stream", name, right);
 	return stream;
 }
 
@@ -483,7 +466,7 @@ msgq_stream_list(AclMode right)
 		bool		is_missing;
 
 		if (msgq_stream_is_complete(stream) &&
-			has_right(stream, right, &is_missing))
+			msgq_has_right(stream->handle, right, &is_missing))
 			streams = lappend(streams, stream);
 	}
 	return streams;

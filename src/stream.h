@@ -81,6 +81,9 @@ enum
 
 #define MSGQ_MAX_PARTITIONS		1000
 
+/* Of keys, and of idempotency keys, of entries. */
+#define MSGQ_MAX_KEY_BYTES		255
+
 /* Positions begin with this one. */
 #define MSGQ_FIRST_POSITION		1
 

@@ -362,18 +362,6 @@ msgq_stream_handle_create(int32 stream_id)
 	msgq_spi_run("%s", sql.data);
 }
 
-/* As a bigint[]. */
-Datum
-msgq_positions_array(const int64 *positions, int n)
-{
-	Datum	   *elements = palloc(sizeof(Datum) * Max(n, 1));
-
-	for (int i = 0; i < n; i++)
-		elements[i] = Int64GetDatum(positions[i]);
-	return PointerGetDatum(construct_array(elements, n, INT8OID, sizeof(int64),
-										   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
-}
-
 /* Writes the settings, all but partitions; the row is there. */
 static void
 write_settings(int32 stream_id, const Settings *wanted)

@@ -12,6 +12,5 @@
 extern void msgq_stream_segment_create(int32 stream_id, int n,
 									   const char *name);
 extern void msgq_stream_handle_create(int32 stream_id);
-extern Datum msgq_positions_array(const int64 *positions, int n);
 
 #endif							/* MSGQ_STREAMADMIN_H */

@@ -134,35 +134,6 @@ put_lag(const MsgqStream *stream, const char *group, int partition,
 	tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
 }
 
-/* A stream's groups by name: names and numbers, in the current context. */
-static int
-read_groups(const MsgqStream *stream, char ***names, int32 **ids)
-{
-	MemoryContext caller = CurrentMemoryContext;
-	MsgqSpi		spi;
-	int			n;
-
-	msgq_spi_begin(&spi, msgq_storage_owner());
-	msgq_spi_run("SELECT name, id FROM msgq.stream_group WHERE stream_id = %d ORDER BY name",
-				 stream->id);
-	n = SPI_processed;
-	*names = MemoryContextAlloc(caller, sizeof(char *) * Max(n, 1));
-	*ids = MemoryContextAlloc(caller, sizeof(int32) * Max(n, 1));
-	for (int i = 0; i < n; i++)
-	{
-		bool		is_null;
-
-		(*names)[i] = MemoryContextStrdup(caller,
-										  SPI_getvalue(SPI_tuptable->vals[i],
-													   SPI_tuptable->tupdesc, 1));
-		(*ids)[i] = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[i],
-												SPI_tuptable->tupdesc, 2,
-												&is_null));
-	}
-	msgq_spi_end(&spi);
-	return n;
-}
-
 /* list_group_lag(): the rows of the view group_lag */
 PG_FUNCTION_INFO_V1(msgq_list_group_lag);
 Datum
@@ -177,7 +148,7 @@ msgq_list_group_lag(PG_FUNCTION_ARGS)
 		const MsgqStream *stream = lfirst(cell);
 		char	  **names;
 		int32	   *ids;
-		int			n = read_groups(stream, &names, &ids);
+		int			n = msgq_group_list(stream, &names, &ids);
 		Snapshot	snapshot;
 		MsgqGroupLog log;
 
@@ -205,12 +176,10 @@ msgq_list_group_lag(PG_FUNCTION_ARGS)
  * ---------------------------------------------------------------------------
  */
 
-#define MAX_KEY_BYTES	255
-
 /* The last entry of a key, as far as a walk has come. */
 typedef struct LastEntry
 {
-	char		key[MAX_KEY_BYTES + 1]; /* hash key */
+	char		key[MSGQ_MAX_KEY_BYTES + 1];	/* hash key */
 	int64		id;
 	int64		position;
 	bool		is_tombstone;
@@ -306,7 +275,7 @@ msgq_last_per_key(PG_FUNCTION_ARGS)
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
 	const MsgqStream *stream = msgq_stream_get(name, MSGQ_RIGHT_RECEIVE);
 	HASHCTL		control = {
-		.keysize = MAX_KEY_BYTES + 1,
+		.keysize = MSGQ_MAX_KEY_BYTES + 1,
 		.entrysize = sizeof(LastEntry),
 		.hcxt = CurrentMemoryContext
 	};

@@ -1,6 +1,7 @@
 /*
  * table.c
- *		Small tables with one index, read and written directly.
+ *		What is done to tables of all kinds, directly; and small tables with
+ *		one index.
  *
  * A stream writes down where its entries have their places (places.c), and
  * where its groups are (consumer.c), in rows that are only ever appended, and
@@ -21,6 +22,8 @@
 #include "catalog/index.h"
 #include "catalog/pg_am.h"
 #include "utils/fmgroids.h"
+#include "storage/lmgr.h"
+#include "utils/memutils.h"
 #include "utils/rel.h"
 
 #include "segment.h"
@@ -120,6 +123,51 @@ msgq_table_find(MsgqTable *table, Snapshot snapshot, ScanKey keys, int nkeys,
 	/* The slot has a pin of its own. */
 	index_endscan(scan);
 	return found;
+}
+
+/* ---------------------------------------------------------------------------
+ * Any table
+ * ---------------------------------------------------------------------------
+ */
+
+/* Stores n rows, whose slots have all columns set; not their index entries. */
+void
+msgq_table_insert_rows(Relation table, TupleTableSlot **rows, int n)
+{
+	CommandId	command = GetCurrentCommandId(true);
+	MemoryContext batch;
+	MemoryContext caller;
+
+	if (n == 1)
+	{
+		table_tuple_insert(table, rows[0], command, 0, NULL);
+		return;
+	}
+	/* table_multi_insert may leak. */
+	batch = AllocSetContextCreate(CurrentMemoryContext, "msgq batch",
+								  ALLOCSET_DEFAULT_SIZES);
+	caller = MemoryContextSwitchTo(batch);
+	table_multi_insert(table, rows, n, command, 0, NULL);
+	MemoryContextSwitchTo(caller);
+	MemoryContextDelete(batch);
+}
+
+/* Opens the table's primary key for reading; there must be one. */
+Relation
+msgq_open_primary_key(Relation table)
+{
+	list_free(RelationGetIndexList(table));
+	return index_open(table->rd_pkindex, AccessShareLock);
+}
+
+/* TRUNCATE would wait for the TOAST table, and autovacuum may have it. */
+bool
+msgq_try_lock_toast(Relation table)
+{
+	Oid			toast = table->rd_rel->reltoastrelid;
+
+	return !OidIsValid(toast) ||
+		ConditionalLockRelationOid(toast, AccessExclusiveLock);
 }
 
 /* Bytes of a table with its indexes and TOAST; 0 if it has gone. */

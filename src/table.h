@@ -1,6 +1,6 @@
 /*
  * table.h
- *		Small tables with one index, read and written directly.
+ *		What is done to tables of all kinds, directly.
  *
  * src/table.h
  */
@@ -25,6 +25,10 @@ extern MsgqTable *msgq_table_open(Relation table, int ncolumns,
 								  LOCKMODE lock);
 extern void msgq_table_close(MsgqTable *table, LOCKMODE unlock);
 extern void msgq_table_insert(MsgqTable *table, const Datum *values);
+extern void msgq_table_insert_rows(Relation table, TupleTableSlot **rows,
+								   int n);
+extern Relation msgq_open_primary_key(Relation table);
+extern bool msgq_try_lock_toast(Relation table);
 extern int64 msgq_table_bytes(Oid table);
 extern bool msgq_table_find(MsgqTable *table, Snapshot snapshot,
 							ScanKey keys, int nkeys, ScanDirection direction);

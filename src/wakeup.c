@@ -30,6 +30,11 @@
  * savepoint wakes at the end of the transaction.  A waiter wakes by itself
  * when the next message falls due (receive.c).
  *
+ * In a stream, waiters are told of positions by the commit of a step of the
+ * sequencer, and of partitions that have become free by the end of whoever had
+ * them; and the sequencer is woken by the commit, or the preparing, of whoever
+ * has appended.
+ *
  * Dropping a queue wakes all its waiters, so that they notice.  Whoever takes
  * a lease that ends before others look by themselves wakes one of them, who
  * then knows of it.

@@ -270,6 +270,19 @@ msgq_worker_remind(void)
 		pg_atomic_write_u32(&used_database->active, 1);
 }
 
+/* Starts a worker of this kind without a launcher, unless we just asked. */
+static void
+ask_for(int kind, int64 interval, TimestampTz *asked_at)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (*asked_at <= now && now < *asked_at + interval)
+		return;
+	*asked_at = now;
+	if (!RecoveryInProgress() && !runs(kind))
+		(void) start_worker(MyDatabaseId, kind);
+}
+
 /*
  * This backend uses msgq: there should be a worker.  Cheap enough for every
  * call, and never raises an error.
@@ -279,7 +292,6 @@ msgq_worker_want(void)
 {
 	static TimestampTz asked_at = 0;
 	MsgqDatabase *entry;
-	TimestampTz now;
 
 	if (!msgq_worker_enabled || IsBinaryUpgrade || am_worker)
 		return;
@@ -296,12 +308,7 @@ msgq_worker_want(void)
 		if (pg_atomic_read_u32(&entry->worker_pid) != 0)
 			return;
 	}
-	now = GetCurrentTimestamp();
-	if (asked_at <= now && now < asked_at + ASK_TIME)
-		return;
-	asked_at = now;
-	if (!RecoveryInProgress() && !msgq_worker_runs())
-		(void) start_worker(MyDatabaseId, MSGQ_WORKER_LOCK);
+	ask_for(MSGQ_WORKER_LOCK, ASK_TIME, &asked_at);
 }
 
 /*
@@ -313,7 +320,6 @@ msgq_sequencer_want(void)
 {
 	static TimestampTz asked_at = 0;
 	MsgqDatabase *entry;
-	TimestampTz now;
 
 	if (!msgq_worker_enabled || IsBinaryUpgrade || am_worker)
 		return;
@@ -326,12 +332,7 @@ msgq_sequencer_want(void)
 			msgq_launcher_wake();
 		return;
 	}
-	now = GetCurrentTimestamp();
-	if (asked_at <= now && now < asked_at + SEQUENCER_ASK_TIME)
-		return;
-	asked_at = now;
-	if (!RecoveryInProgress() && !runs(MSGQ_SEQUENCER_LOCK))
-		(void) start_worker(MyDatabaseId, MSGQ_SEQUENCER_LOCK);
+	ask_for(MSGQ_SEQUENCER_LOCK, SEQUENCER_ASK_TIME, &asked_at);
 }
 
 /* There are entries without positions.  After a commit: cannot fail. */
@@ -406,65 +407,61 @@ start_if_there(Oid database, MsgqDatabase *entry, int kind)
 	return done;
 }
 
-/* Is there a reason for a worker to run there? */
+/* Is there a reason for a worker to run there, and none that does? */
 static bool
 wants_worker(MsgqDatabase *entry)
 {
 	uint64		due_at = pg_atomic_read_u64(&entry->due_at);
 
-	return pg_atomic_read_u32(&entry->wanted) != 0 ||
-		pg_atomic_read_u32(&entry->active) != 0 ||
-		(due_at != 0 && (TimestampTz) due_at <= msgq_now());
+	return pg_atomic_read_u32(&entry->worker_pid) == 0 &&
+		(pg_atomic_read_u32(&entry->wanted) != 0 ||
+		 pg_atomic_read_u32(&entry->active) != 0 ||
+		 (due_at != 0 && (TimestampTz) due_at <= msgq_now()));
+}
+
+/* The same for a sequencer. */
+static bool
+wants_sequencer(MsgqDatabase *entry)
+{
+	return pg_atomic_read_u32(&entry->sequencer) == 0 &&
+		pg_atomic_read_u32(&entry->sequencer_wanted) != 0;
 }
 
 /*
- * Starts workers where they are wanted and none runs.  One that was started
- * takes a moment until it says so; meanwhile all ask for it.
+ * Starts a worker of this kind, if it was not done just now.  One that was
+ * started takes a moment until it says so; meanwhile all ask for it.
  */
+static void
+start_if_wanted(MsgqDatabase *entry, int kind, pg_atomic_uint32 *wanted,
+				TimestampTz *started_at)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (*started_at <= now && now - *started_at < START_TIME)
+		return;
+	pg_atomic_write_u32(wanted, 0);
+	*started_at = now;
+	(void) start_if_there(pg_atomic_read_u32(&entry->database), entry, kind);
+}
+
+/* Starts workers and sequencers where they are wanted and none runs. */
 static void
 start_where_wanted(void)
 {
-	static TimestampTz started_at[MSGQ_MAX_DATABASES];
-	TimestampTz now = GetCurrentTimestamp();
+	static TimestampTz workers_started_at[MSGQ_MAX_DATABASES];
+	static TimestampTz sequencers_started_at[MSGQ_MAX_DATABASES];
 	MsgqDatabase *entry;
 	int			i = 0;
 
 	while ((entry = msgq_database_next(&i)) != NULL)
 	{
-		TimestampTz *started = &started_at[i - 1];
-
-		if (pg_atomic_read_u32(&entry->worker_pid) != 0 ||
-			!wants_worker(entry) ||
-			(*started <= now && now - *started < START_TIME))
-			continue;
-		pg_atomic_write_u32(&entry->wanted, 0);
-		*started = now;
-		(void) start_if_there(pg_atomic_read_u32(&entry->database), entry,
-							  MSGQ_WORKER_LOCK);
-	}
-}
-
-/* The same for sequencers. */
-static void
-start_sequencers_where_wanted(void)
-{
-	static TimestampTz started_at[MSGQ_MAX_DATABASES];
-	TimestampTz now = GetCurrentTimestamp();
-	MsgqDatabase *entry;
-	int			i = 0;
-
-	while ((entry = msgq_database_next(&i)) != NULL)
-	{
-		TimestampTz *started = &started_at[i - 1];
-
-		if (pg_atomic_read_u32(&entry->sequencer) != 0 ||
-			pg_atomic_read_u32(&entry->sequencer_wanted) == 0 ||
-			(*started <= now && now - *started < START_TIME))
-			continue;
-		pg_atomic_write_u32(&entry->sequencer_wanted, 0);
-		*started = now;
-		(void) start_if_there(pg_atomic_read_u32(&entry->database), entry,
-							  MSGQ_SEQUENCER_LOCK);
+		if (wants_worker(entry))
+			start_if_wanted(entry, MSGQ_WORKER_LOCK, &entry->wanted,
+							&workers_started_at[i - 1]);
+		if (wants_sequencer(entry))
+			start_if_wanted(entry, MSGQ_SEQUENCER_LOCK,
+							&entry->sequencer_wanted,
+							&sequencers_started_at[i - 1]);
 	}
 }
 
@@ -563,7 +560,6 @@ msgq_launcher_main(Datum arg)
 		if (msgq_worker_enabled)
 		{
 			start_where_wanted();
-			start_sequencers_where_wanted();
 			/* One at a time: others want processes, too. */
 			if (unvisited != NIL && visit(linitial_oid(unvisited)))
 				unvisited = list_delete_first(unvisited);
