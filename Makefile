@@ -38,6 +38,7 @@ OBJS = \
 	src/archive.o \
 	src/deadletter.o \
 	src/history.o \
+	src/filter.o \
 	src/redrive.o \
 	src/poison.o \
 	src/table.o \

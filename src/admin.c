@@ -41,6 +41,7 @@
 #include "stats.h"
 #include "store.h"
 #include "stream.h"
+#include "table.h"
 #include "wakeup.h"
 
 /* A new queue's ring, and each of several. */
@@ -57,6 +58,14 @@ void
 msgq_lock_metadata(void)
 {
 	LockRelationOid(msgq_relation_oid("queue"), ShareRowExclusiveLock);
+}
+
+/* The same, unless somebody does: then false. */
+bool
+msgq_try_lock_metadata(void)
+{
+	return ConditionalLockRelationOid(msgq_relation_oid("queue"),
+									  ShareRowExclusiveLock);
 }
 
 /* Queues and streams share their names (42710). */

@@ -8,6 +8,7 @@
 #define MSGQ_ADMIN_H
 
 extern void msgq_lock_metadata(void);
+extern bool msgq_try_lock_metadata(void);
 extern void msgq_use_default_tablespace(void);
 extern void msgq_segment_create(int32 queue_id, int n, int level, bool ordered,
 								const char *state);

@@ -87,6 +87,14 @@ typedef struct EntryTable
 	IndexInfo  *by_idempotency_key_info;
 } EntryTable;
 
+/* A stream that is open. */
+struct MsgqAppender
+{
+	const MsgqStream *stream;
+	MsgqSlot   *slot;
+	EntryTable	table;
+};
+
 /* ---------------------------------------------------------------------------
  * The table
  * ---------------------------------------------------------------------------
@@ -537,41 +545,103 @@ has_keys(const MsgqNewEntry *entries, int n)
 	return false;
 }
 
+/* Opens the table of a stream that is locked. */
+static MsgqAppender *
+make_appender(const MsgqStream *stream, Relation active, MsgqSlot *slot,
+			  bool by_key, bool by_idempotency_key)
+{
+	MsgqAppender *appender = palloc(sizeof(MsgqAppender));
+
+	msgq_sequencer_want();
+	appender->stream = stream;
+	appender->slot = slot;
+	open_entries(&appender->table, active, msgq_stream_active(stream),
+				 RowExclusiveLock, by_key, by_idempotency_key);
+	return appender;
+}
+
 /*
- * Appends n entries, all or none, to the stream of this name, and fills their
- * ids.  Only a single one may have an idempotency key or an expected id.
- * command is the caller's name, for messages.  Checks the right "send", and
- * the sizes; keys and headers were checked.  Raises 42704, 42501, 55000 as
- * msgq_stream_get does, 25006 where nothing can be written, 54000 for what is
- * too large, MQ003 and MQ006.
+ * Opens the stream of this number, whose user's right was checked, for entries
+ * with keys and with idempotency keys, and locks it to the end of the
+ * transaction; NULL if it has gone.  Raises 25006 where nothing can be written,
+ * 55000 if its storage is incomplete.
  */
-void
-msgq_append_entries(const char *command, const char *name,
-					const MsgqNewEntry *entries, int n, int64 *ids)
+MsgqAppender *
+msgq_append_open(const char *command, int32 stream_id)
 {
 	const MsgqStream *stream;
-	EntryTable	table;
 	Relation	active;
 	MsgqSlot   *slot;
+
+	msgq_begin_change(command);
+	stream = msgq_stream_open_id(stream_id, RowExclusiveLock, &active, &slot);
+	if (stream)
+		return make_appender(stream, active, slot, true, true);
+	stream = msgq_stream_find_by_id(stream_id);
+	if (stream)
+		(void) msgq_stream_get(NameStr(stream->name), MSGQ_RIGHT_NONE);
+	return NULL;
+}
+
+/*
+ * Appends n entries, all or none, to a stream that is open, and fills their
+ * ids; false if the one entry had been appended before.  Only a single one may
+ * have an idempotency key or an expected id.  Keys and headers were checked.
+ * Raises 54000 for what is too large, MQ003 and MQ006.
+ */
+bool
+msgq_append_store(MsgqAppender *appender, const MsgqNewEntry *entries, int n,
+				  int64 *ids)
+{
+	const MsgqStream *stream = appender->stream;
 	bool		stored = n > 0;
+
+	check_sizes(stream, entries, n);
+	if (n == 1 && entries[0].has_expected_id)
+		check_expected_id(stream, &entries[0]);
+	if (n == 1 && entries[0].idempotency_key)
+		stored = insert_once(&appender->table, stream, appender->slot,
+							 &entries[0], &ids[0]);
+	else
+		insert_all(&appender->table, stream, appender->slot, entries, n, ids);
+	if (stored)
+		msgq_wake_sequencer_at_commit(appender->slot);
+	return stored;
+}
+
+/*
+ * Closes the stream, and makes what was appended visible to the next command.
+ * With unlock, nothing was appended, and nobody has to wait for us.
+ */
+void
+msgq_append_close(MsgqAppender *appender, bool unlock)
+{
+	close_entries(&appender->table, unlock ? RowExclusiveLock : NoLock);
+	if (!unlock)
+		CommandCounterIncrement();
+}
+
+/*
+ * Appends n entries to the stream of this name, as msgq_append_store.  command
+ * is the caller's name, for messages.  Checks the right "send".  Raises 42704,
+ * 42501, 55000 as msgq_stream_get does, 25006 where nothing can be written.
+ */
+static void
+append_entries(const char *command, const char *name,
+			   const MsgqNewEntry *entries, int n, int64 *ids)
+{
+	const MsgqStream *stream;
+	MsgqAppender *appender;
+	Relation	active;
+	MsgqSlot   *slot;
 
 	msgq_begin_change(command);
 	stream = msgq_stream_open(name, MSGQ_RIGHT_SEND, RowExclusiveLock, &active,
 							  &slot);
-	msgq_sequencer_want();
-	check_sizes(stream, entries, n);
-	open_entries(&table, active, msgq_stream_active(stream), RowExclusiveLock,
-				 has_keys(entries, n), n == 1 && entries[0].idempotency_key);
-	if (n == 1 && entries[0].has_expected_id)
-		check_expected_id(stream, &entries[0]);
-	if (n == 1 && entries[0].idempotency_key)
-		stored = insert_once(&table, stream, slot, &entries[0], &ids[0]);
-	else
-		insert_all(&table, stream, slot, entries, n, ids);
-	if (stored)
-		msgq_wake_sequencer_at_commit(slot);
-	close_entries(&table, NoLock);
-	CommandCounterIncrement();
+	appender = make_appender(stream, active, slot, has_keys(entries, n),
+							 n == 1 && entries[0].idempotency_key);
+	(void) msgq_append_store(appender, entries, n, ids);
+	msgq_append_close(appender, false);
 }
 
 /* A key has 1 to MSGQ_MAX_KEY_BYTES bytes (22023). */
@@ -637,7 +707,7 @@ append_one(FunctionCallInfo fcinfo, const char *command, AttrNumber column,
 					 errmsg("argument \"%s\" must not be negative", "expected_id")));
 		msgq_check_not_null(entry.key == NULL, "key");
 	}
-	msgq_append_entries(command, stream, &entry, 1, &id);
+	append_entries(command, stream, &entry, 1, &id);
 	PG_RETURN_INT64(id);
 }
 
@@ -690,6 +760,6 @@ msgq_append_batch(PG_FUNCTION_ARGS)
 		entries[i].headers = headers[i];
 		msgq_check_headers(DatumGetJsonbP(headers[i]));
 	}
-	msgq_append_entries("msgq.append_batch()", stream, entries, n, ids);
+	append_entries("msgq.append_batch()", stream, entries, n, ids);
 	PG_RETURN_ARRAYTYPE_P(msgq_int8_array(ids, n));
 }

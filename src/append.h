@@ -23,7 +23,11 @@ typedef struct MsgqNewEntry
 	int64		expected_id;
 } MsgqNewEntry;
 
-extern void msgq_append_entries(const char *command, const char *stream,
-								const MsgqNewEntry *entries, int n, int64 *ids);
+typedef struct MsgqAppender MsgqAppender;
+
+extern MsgqAppender *msgq_append_open(const char *command, int32 stream_id);
+extern bool msgq_append_store(MsgqAppender *appender,
+							  const MsgqNewEntry *entries, int n, int64 *ids);
+extern void msgq_append_close(MsgqAppender *appender, bool unlock);
 
 #endif							/* MSGQ_APPEND_H */

@@ -51,8 +51,8 @@ msgq_group_log_open(const MsgqStream *stream, MsgqGroupLog *log, LOCKMODE lock)
 			table_close(kept, AccessShareLock);
 		return false;
 	}
-	log->kept = msgq_table_open(kept, Natts_group_log, AccessShareLock);
-	log->current = msgq_table_open(current, Natts_group_log, lock);
+	log->kept = msgq_table_open(kept, Natts_group_log, Natts_group_log, AccessShareLock);
+	log->current = msgq_table_open(current, Natts_group_log, Natts_group_log, lock);
 	return true;
 }
 
@@ -130,7 +130,7 @@ msgq_group_log_add(MsgqGroupLog *log, int32 group_id, int partition,
 		TimestampTzGetDatum(place->leased_until);
 	values[Anum_group_log_deliveries - 1] = Int32GetDatum(place->deliveries);
 	values[Anum_group_log_at - 1] = TimestampTzGetDatum(msgq_now());
-	msgq_table_insert(log->current, values);
+	msgq_table_insert(log->current, values, NULL);
 }
 
 /*

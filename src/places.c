@@ -177,7 +177,7 @@ msgq_places_open(const MsgqStream *stream, int segment)
 	const MsgqStreamSegment *which = &stream->segments[segment];
 
 	return msgq_table_open(msgq_stream_open_segment(stream, which, which->places),
-						   Natts_place, AccessShareLock);
+						   Natts_place, Natts_place, AccessShareLock);
 }
 
 /* Finds the last row of a partition that begins at a position or before. */

@@ -34,6 +34,7 @@
 
 #include "argument.h"
 #include "deadletter.h"
+#include "filter.h"
 #include "history.h"
 #include "limits.h"
 #include "message.h"
@@ -56,92 +57,19 @@ typedef struct Redrive
 	MemoryContext message;		/* for what one message leaves */
 } Redrive;
 
-/* {"headers": ..., "body": ...}: what a filter sees of a message. */
-static Jsonb *
-filter_input(TupleTableSlot *row)
-{
-	static const struct
-	{
-		const char *key;
-		AttrNumber	column;
-	}			fields[] = {
-		{"headers", Anum_segment_headers},
-		{"body", Anum_segment_body}
-	};
-	JsonbParseState *state = NULL;
-
-	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-	for (int i = 0; i < (int) lengthof(fields); i++)
-	{
-		JsonbValue	key = {.type = jbvString};
-		JsonbValue	value = {.type = jbvNull};
-
-		key.val.string.val = (char *) fields[i].key;
-		key.val.string.len = strlen(fields[i].key);
-		if (!msgq_row_is_null(row, fields[i].column))
-			JsonbToJsonbValue(DatumGetJsonbP(msgq_row_value(row, fields[i].column)),
-							  &value);
-		pushJsonbValue(&state, WJB_KEY, &key);
-		pushJsonbValue(&state, WJB_VALUE, &value);
-	}
-	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
-}
-
-/* Is the path a predicate, which is true, false or unknown? */
-static bool
-is_predicate(JsonPath *path)
-{
-	JsonPathItem item;
-
-	jspInit(&item, path);
-	if (jspHasNext(&item))
-		return false;
-	switch (item.type)
-	{
-		case jpiAnd:
-		case jpiOr:
-		case jpiNot:
-		case jpiIsUnknown:
-		case jpiEqual:
-		case jpiNotEqual:
-		case jpiLess:
-		case jpiGreater:
-		case jpiLessOrEqual:
-		case jpiGreaterOrEqual:
-		case jpiExists:
-		case jpiStartsWith:
-		case jpiLikeRegex:
-			return true;
-		default:
-			return false;
-	}
-}
-
-/*
- * Does the filter take this message?  A path that is a predicate does if it is
- * true, and any other one if it finds something.
- */
+/* Does the filter take this message? */
 static bool
 passes_filter(JsonPath *filter, TupleTableSlot *row)
 {
-	FmgrInfo	function;
+	bool		no_headers = msgq_row_is_null(row, Anum_segment_headers);
+	bool		no_body = msgq_row_is_null(row, Anum_segment_body);
+	Datum		headers = msgq_row_value(row, Anum_segment_headers);
+	Datum		body = msgq_row_value(row, Anum_segment_body);
 
-	LOCAL_FCINFO(call, 4);
-	Datum		passes;
-
-	if (filter == NULL)
-		return true;
-	fmgr_info(is_predicate(filter) ? F_JSONB_PATH_MATCH : F_JSONB_PATH_EXISTS,
-			  &function);
-	InitFunctionCallInfoData(*call, &function, 4, InvalidOid, NULL, NULL);
-	call->args[0].value = JsonbPGetDatum(filter_input(row));
-	call->args[1].value = PointerGetDatum(filter);
-	call->args[2].value = DirectFunctionCall1(jsonb_in, CStringGetDatum("{}"));
-	call->args[3].value = BoolGetDatum(true);	/* silent */
-	for (int i = 0; i < 4; i++)
-		call->args[i].isnull = false;
-	passes = FunctionCallInvoke(call);
-	return !call->isnull && DatumGetBool(passes);
+	return filter == NULL ||
+		msgq_filter_passes(filter,
+						   msgq_filter_input(no_headers ? NULL : &headers,
+											 no_body ? NULL : &body));
 }
 
 /* The queue of this name, opened once for the call. */

@@ -83,9 +83,6 @@
 /* A group log is turned when it has this size. */
 #define GROUP_LOG_BYTES		(INT64CONST(16) * 1024 * 1024)
 
-/* So often, a millisecond apart, a lock is tried. */
-#define MAX_LOCK_TRIES		50
-
 /* ---------------------------------------------------------------------------
  * Sizes and positions
  * ---------------------------------------------------------------------------
@@ -127,14 +124,6 @@ positions_datum(const MsgqStream *stream, const int64 *positions)
 	return PointerGetDatum(msgq_int8_array(positions, stream->npartitions));
 }
 
-/* Nobody else changes metadata until we commit, or false. */
-static bool
-try_lock_metadata(void)
-{
-	return ConditionalLockRelationOid(msgq_relation_oid("queue"),
-									  ShareRowExclusiveLock);
-}
-
 /*
  * The stream of this number, with metadata locked; NULL if it has gone, or is
  * being restored, or somebody is in the way.
@@ -144,7 +133,7 @@ lock_stream(int32 stream_id, MsgqRound *round)
 {
 	const MsgqStream *stream;
 
-	if (!try_lock_metadata())
+	if (!msgq_try_lock_metadata())
 	{
 		round->waiting++;
 		return NULL;
@@ -497,45 +486,6 @@ msgq_stream_holds_too_much(const MsgqStream *stream)
 		is_wanted(stream, stream->segments[0].end);
 }
 
-/* Locks a table and its TOAST table, if that is possible at once. */
-static bool
-try_lock_table(Oid table_oid)
-{
-	Relation	table;
-	bool		locked;
-
-	if (!ConditionalLockRelationOid(table_oid, AccessExclusiveLock))
-		return false;
-	table = table_open(table_oid, NoLock);
-	if (table->trigdesc)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("table \"%s\" has a trigger",
-						RelationGetRelationName(table)),
-				 errhint("Drop the trigger: the segment cannot be emptied.")));
-	locked = msgq_try_lock_toast(table);
-	table_close(table, NoLock);
-	return locked;
-}
-
-/*
- * The same for a table that many use for an instant each: between two of them
- * it can be had.  Nobody waits behind us meanwhile, as they would behind one
- * who waits for the lock.
- */
-static bool
-lock_between_calls(Oid table_oid)
-{
-	for (int i = 0; i < MAX_LOCK_TRIES; i++)
-	{
-		if (try_lock_table(table_oid))
-			return true;
-		CHECK_FOR_INTERRUPTS();
-		pg_usleep(1000);
-	}
-	return false;
-}
-
 /* Drops the oldest segment if that is due; true if it did. */
 bool
 msgq_stream_drop_oldest(int32 stream_id, MsgqRound *round)
@@ -553,7 +503,7 @@ msgq_stream_drop_oldest(int32 stream_id, MsgqRound *round)
 	if (stream == NULL || !drop_is_due(stream))
 		return false;
 	oldest = &stream->segments[0];
-	if (!try_lock_table(oldest->entries) || !try_lock_table(oldest->places))
+	if (!msgq_try_lock_table(oldest->entries) || !msgq_try_lock_table(oldest->places))
 	{
 		round->waiting++;
 		return false;
@@ -631,16 +581,6 @@ empty_kept_log(const MsgqStream *stream)
 	return true;
 }
 
-static int64
-main_fork_bytes(Oid table_oid)
-{
-	Relation	table = table_open(table_oid, AccessShareLock);
-	int64		bytes = (int64) RelationGetNumberOfBlocks(table) * BLCKSZ;
-
-	table_close(table, AccessShareLock);
-	return bytes;
-}
-
 /*
  * Empties the kept group log, if nobody uses it, and then, if the current one
  * is large, lets the other one take new rows.  True if it did something.
@@ -655,9 +595,9 @@ msgq_group_log_turn(int32 stream_id, MsgqRound *round)
 	if (stream == NULL || !msgq_stream_is_complete(stream))
 		return false;
 	kept = stream->group_logs[1 - stream->group_log];
-	if (main_fork_bytes(kept) > 0)
+	if (msgq_table_main_bytes(kept) > 0)
 	{
-		if (!lock_between_calls(kept) || !empty_kept_log(stream))
+		if (!msgq_lock_table_between_calls(kept) || !empty_kept_log(stream))
 		{
 			round->waiting++;
 			return false;
@@ -665,7 +605,7 @@ msgq_group_log_turn(int32 stream_id, MsgqRound *round)
 		round->emptied++;
 		return true;
 	}
-	if (main_fork_bytes(stream->group_logs[stream->group_log]) < GROUP_LOG_BYTES ||
+	if (msgq_table_main_bytes(stream->group_logs[stream->group_log]) < GROUP_LOG_BYTES ||
 		lock_stream(stream_id, round) == NULL || !msgq_stream_is_current(stream))
 		return false;
 	msgq_spi_begin(&spi, msgq_storage_owner());

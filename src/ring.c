@@ -192,15 +192,7 @@ msgq_ring_read(int32 queue_id)
 	return ring->nsegments > 0 ? ring : NULL;
 }
 
-/* Others who change queues are in the way, or nobody is until we commit. */
-static bool
-lock_queues(void)
-{
-	return ConditionalLockRelationOid(msgq_relation_oid("queue"),
-									  ShareRowExclusiveLock);
-}
-
-/* Is the segment as it was when the ring was read?  After lock_queues. */
+/* Is the segment as it was when the ring was read?  After msgq_try_lock_metadata. */
 static bool
 still_is(const MsgqRing *ring, const MsgqRingSegment *segment)
 {
@@ -322,7 +314,7 @@ msgq_ring_turn(const MsgqRing *ring, int level, MsgqRound *round)
 		!wants_turn(active))
 		return false;
 	empty = find_empty(ring, level);
-	if (!lock_queues() || !still_is(ring, active) ||
+	if (!msgq_try_lock_metadata() || !still_is(ring, active) ||
 		(empty && !still_is(ring, empty)))
 	{
 		round->waiting++;
@@ -437,7 +429,7 @@ msgq_ring_drain(const MsgqRing *ring, const MsgqRingSegment *segment,
 	*parked = rest.bytes * 2 >= rest.size;
 	if (rest.soon > 0 || (rest.rows > 0 && *parked))
 		return false;
-	if (!lock_queues() || !still_is(ring, segment) || !still_is(ring, active))
+	if (!msgq_try_lock_metadata() || !still_is(ring, segment) || !still_is(ring, active))
 	{
 		round->waiting++;
 		return false;
@@ -461,46 +453,6 @@ msgq_ring_drain(const MsgqRing *ring, const MsgqRingSegment *segment,
  * Reclaiming
  * ---------------------------------------------------------------------------
  */
-
-/* Is there a row that this snapshot shows? */
-static bool
-has_row(Relation table, Snapshot snapshot)
-{
-	TupleTableSlot *slot = table_slot_create(table, NULL);
-	TableScanDesc scan = table_beginscan(table, snapshot, 0, NULL);
-	bool		found = table_scan_getnextslot(scan, ForwardScanDirection, slot);
-
-	table_endscan(scan);
-	ExecDropSingleTupleTableSlot(slot);
-	return found;
-}
-
-/* Is there a row that some snapshot may still show? */
-static bool
-has_row_for_somebody(Relation table)
-{
-	SnapshotData snapshot;
-
-	/* The horizon that this backend remembers may be that of long ago. */
-	(void) GetOldestNonRemovableTransactionId(table);
-	InitNonVacuumableSnapshot(snapshot, GlobalVisTestFor(table));
-	return has_row(table, &snapshot);
-}
-
-/*
- * Is there a row?  By a snapshot that is newer than the caller's lock, if that
- * keeps others from writing.
- */
-bool
-msgq_table_has_row(Relation table)
-{
-	bool		found;
-
-	PushActiveSnapshot(GetLatestSnapshot());
-	found = has_row(table, GetActiveSnapshot());
-	PopActiveSnapshot();
-	return found;
-}
 
 /* Do the rows of the segment have to wait until nobody can see them? */
 static bool
@@ -531,7 +483,7 @@ reclaim_locked(const MsgqRing *ring, const MsgqRingSegment *segment,
 
 	msgq_point(MSGQ_POINT_RING_LOCKED);
 	is_empty = !msgq_table_has_row(table);
-	if (is_empty && is_snapshot_safe(segment) && has_row_for_somebody(table))
+	if (is_empty && is_snapshot_safe(segment) && msgq_table_has_row_for_somebody(table))
 	{
 		table_close(table, NoLock);
 		round->waiting++;
@@ -571,7 +523,7 @@ must_wait(const MsgqRingSegment *segment)
 	if (!ConditionalLockRelationOid(segment->table, AccessShareLock))
 		return true;
 	table = try_table_open(segment->table, NoLock);
-	wait = table && has_row_for_somebody(table);
+	wait = table && msgq_table_has_row_for_somebody(table);
 	if (table)
 		table_close(table, AccessShareLock);
 	return wait;
@@ -593,7 +545,7 @@ msgq_ring_reclaim(const MsgqRing *ring, const MsgqRingSegment *segment,
 		return false;
 	}
 	msgq_point(MSGQ_POINT_RING_EXAMINED);
-	if (!OidIsValid(segment->table) || !lock_queues() ||
+	if (!OidIsValid(segment->table) || !msgq_try_lock_metadata() ||
 		!still_is(ring, segment) ||
 		!ConditionalLockRelationOid(segment->table, AccessExclusiveLock))
 	{

@@ -67,7 +67,6 @@ extern bool msgq_ring_drain(const MsgqRing *ring, const MsgqRingSegment *segment
 							MsgqRound *round, bool *parked);
 extern bool msgq_ring_reclaim(const MsgqRing *ring, const MsgqRingSegment *segment,
 							  MsgqRound *round);
-extern bool msgq_table_has_row(Relation table);
 extern void msgq_ring_audit(const MsgqQueue *queue, MsgqRound *round);
 
 #endif							/* MSGQ_RING_H */

@@ -122,6 +122,10 @@ extern MsgqStorage *msgq_storage_open(const char *command, const char *name,
 extern MsgqStorage *msgq_storage_open_levels(const char *command,
 											 const char *name, AclMode right,
 											 int lowest, int highest);
+extern MsgqStorage *msgq_storage_try_open_levels(const char *command,
+												 const char *name,
+												 AclMode right, int lowest,
+												 int highest);
 extern const MsgqQueue *msgq_storage_queue_now(const MsgqStorage *storage);
 extern MsgqStorage *msgq_storage_open_again(const MsgqStorage *storage,
 											const char *command,

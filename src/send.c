@@ -6,7 +6,7 @@
  * also the rollback of a savepoint, undoes the message.  Whoever waits for it
  * is woken after the commit (wakeup.c).
  *
- * All functions of this file fill an Outgoing and hand it to store(), which
+ * All functions of this file fill a MsgqOutgoing and hand it to msgq_outgoing_send(), which
  * tells the receivers that it is about to append (the append horizon, in
  * storage.c), takes the ids, and inserts in chunks.  All arguments are checked
  * before the first id is taken.  Each level of priority has its own active
@@ -33,6 +33,7 @@
 #include "limits.h"
 #include "message.h"
 #include "segment.h"
+#include "send.h"
 #include "stats.h"
 #include "testing.h"
 #include "wakeup.h"
@@ -43,25 +44,12 @@
 #define CHUNK_ROWS			500
 #define CHUNK_BYTES			(1024 * 1024)
 
-/* Messages to be stored, with one element of each array for each message. */
-typedef struct Outgoing
-{
-	int			n;
-	AttrNumber	content_column; /* Anum_segment_body or Anum_segment_data */
-	Datum	   *contents;
-	Datum	   *headers;
-	bool	   *no_headers;		/* headers[i] is NULL */
-	text	  **group_keys;		/* NULL: none */
-	TimestampTz now;
-	TimestampTz *visible_at;	/* 0: ready at once */
-	Interval  **ttl;			/* NULL: the queue's */
-	int32	   *priorities;		/* any, until the queue is known */
-	MsgqKeys   *keys;			/* idempotency keys, or NULL */
-	bool	   *duplicates;		/* not to be stored, because of them */
-} Outgoing;
-
-static void
-allocate(Outgoing *out, int n, AttrNumber content_column)
+/*
+ * Room for n messages, in the current memory context, without anything but
+ * what every message has.  The caller fills in the contents.
+ */
+void
+msgq_outgoing_init(MsgqOutgoing *out, int n, AttrNumber content_column)
 {
 	out->n = n;
 	out->content_column = content_column;
@@ -71,6 +59,7 @@ allocate(Outgoing *out, int n, AttrNumber content_column)
 	out->visible_at = palloc0(sizeof(TimestampTz) * n);
 	out->ttl = palloc0(sizeof(Interval *) * n);
 	out->priorities = palloc0(sizeof(int32) * n);
+	out->expires_at = NULL;
 	out->keys = NULL;
 	out->duplicates = palloc0(sizeof(bool) * n);
 	out->group_keys = palloc0(sizeof(text *) * n);
@@ -85,7 +74,7 @@ allocate(Outgoing *out, int n, AttrNumber content_column)
 
 /* Size of a message as it counts against the queue's limit. */
 static Size
-message_bytes(const Outgoing *out, int i)
+message_bytes(const MsgqOutgoing *out, int i)
 {
 	Size		size = toast_raw_datum_size(out->contents[i]) - VARHDRSZ;
 
@@ -95,7 +84,7 @@ message_bytes(const Outgoing *out, int i)
 }
 
 static void
-check_sizes(const Outgoing *out, const MsgqQueue *queue)
+check_sizes(const MsgqOutgoing *out, const MsgqQueue *queue)
 {
 	for (int i = 0; i < out->n; i++)
 	{
@@ -111,11 +100,20 @@ check_sizes(const Outgoing *out, const MsgqQueue *queue)
 	}
 }
 
+/* When does a message expire, by its own time; 0 for never. */
+TimestampTz
+msgq_outgoing_expires_at(const MsgqOutgoing *out, int i)
+{
+	if (out->expires_at)
+		return out->expires_at[i];
+	return out->ttl[i] ? msgq_time_after(out->now, out->ttl[i]) : 0;
+}
+
 /* When does a message expire, by its own or the queue's time; 0 for never. */
 static TimestampTz
-expiry(const Outgoing *out, int i, const MsgqQueue *queue)
+expiry(const MsgqOutgoing *out, int i, const MsgqQueue *queue)
 {
-	TimestampTz own = out->ttl[i] ? msgq_time_after(out->now, out->ttl[i]) : 0;
+	TimestampTz own = msgq_outgoing_expires_at(out, i);
 	TimestampTz most =
 	queue->has_ttl ? msgq_time_after(out->now, &queue->message_ttl) : 0;
 
@@ -124,7 +122,7 @@ expiry(const Outgoing *out, int i, const MsgqQueue *queue)
 
 /* Raises 22023 for a priority that the queue does not have. */
 static void
-check_priorities(const Outgoing *out, const MsgqQueue *queue)
+check_priorities(const MsgqOutgoing *out, const MsgqQueue *queue)
 {
 	for (int i = 0; i < out->n; i++)
 	{
@@ -145,7 +143,7 @@ check_priorities(const Outgoing *out, const MsgqQueue *queue)
 
 /* Sets all columns of a new message. */
 static void
-fill_row(TupleTableSlot *row, const Outgoing *out, int i,
+fill_row(TupleTableSlot *row, const MsgqOutgoing *out, int i,
 		 const MsgqQueue *queue, int64 id)
 {
 	TimestampTz expires_at = expiry(out, i, queue);
@@ -179,7 +177,7 @@ fill_row(TupleTableSlot *row, const Outgoing *out, int i,
  * returns the number of the one to go on with.
  */
 static int
-store_chunk(const MsgqStorage *storage, const Outgoing *out, int first,
+store_chunk(const MsgqStorage *storage, const MsgqOutgoing *out, int first,
 			TupleTableSlot **rows, int64 *ids)
 {
 	const MsgqQueue *queue = storage->queue;
@@ -205,7 +203,7 @@ store_chunk(const MsgqStorage *storage, const Outgoing *out, int first,
 
 /* Opens the queue with the segments that these messages go to. */
 static MsgqStorage *
-open_levels(const char *command, const char *name, const Outgoing *out)
+open_levels(const char *command, const char *name, const MsgqOutgoing *out)
 {
 	int32		lowest = out->n > 0 ? out->priorities[0] : 0;
 	int32		highest = lowest;
@@ -221,7 +219,7 @@ open_levels(const char *command, const char *name, const Outgoing *out)
 
 /* How many are to be stored? */
 static int
-count_new(const Outgoing *out)
+count_new(const MsgqOutgoing *out)
 {
 	int			n = 0;
 
@@ -232,7 +230,7 @@ count_new(const Outgoing *out)
 
 /* The highest id of those that were stored; 0 if there are none. */
 static int64
-last_id(const Outgoing *out, const int64 *ids)
+last_id(const MsgqOutgoing *out, const int64 *ids)
 {
 	int			i = out->n - 1;
 
@@ -243,7 +241,7 @@ last_id(const Outgoing *out, const int64 *ids)
 
 /* Stores those that are no duplicates, and fills their ids. */
 static void
-append(MsgqStorage *storage, const Outgoing *out, int64 *ids)
+append(MsgqStorage *storage, const MsgqOutgoing *out, int64 *ids)
 {
 	MsgqSegment *segment = storage->segments[0];
 	int			nrows = Min(out->n, CHUNK_ROWS);
@@ -271,31 +269,48 @@ append(MsgqStorage *storage, const Outgoing *out, int64 *ids)
 }
 
 /*
- * Stores all messages or none; fills ids, and marks those that are duplicates
- * of messages that were sent before.
+ * Stores all messages or none in a queue that is open, with the active segments
+ * of their priorities; fills ids, and marks those that are duplicates of
+ * messages that were sent before.  Returns how many were no duplicates.  The
+ * storage may be opened anew meanwhile.  Raises what send does: 22023, 54000,
+ * MQ004, MQ005, MQ006.
  */
-static void
-store(const char *command, const char *name, Outgoing *out, int64 *ids)
+int
+msgq_outgoing_store(MsgqStorage **storage, MsgqOutgoing *out, int64 *ids)
 {
-	MsgqStorage *storage = open_levels(command, name, out);
 	int			stored;
 
-	msgq_check_may_send(storage->queue);
-	check_priorities(out, storage->queue);
-	check_sizes(out, storage->queue);
+	msgq_check_may_send((*storage)->queue);
+	check_priorities(out, (*storage)->queue);
+	check_sizes(out, (*storage)->queue);
 	if (out->keys)
-		msgq_keys_find(out->keys, command, &storage, out->contents,
+		msgq_keys_find(out->keys, (*storage)->command, storage, out->contents,
 					   out->content_column, ids, out->duplicates);
 	stored = count_new(out);
-	msgq_make_length(storage, stored, out->now);
-	append(storage, out, ids);
+	msgq_make_length(*storage, stored, out->now);
+	append(*storage, out, ids);
 	if (out->keys)
 	{
-		stored -= msgq_keys_store(out->keys, storage, ids, out->duplicates);
+		stored -= msgq_keys_store(out->keys, *storage, ids, out->duplicates);
 		msgq_keys_close(out->keys);
 	}
-	msgq_count(storage->slot, MSGQ_SENT, stored);
-	msgq_wake_at_commit(storage->slot, stored);
+	msgq_count((*storage)->slot, MSGQ_SENT, stored);
+	msgq_wake_at_commit((*storage)->slot, stored);
+	return stored;
+}
+
+/*
+ * The same for a queue that is not open, to which the caller must have the
+ * right "send".  command is the caller's name, for messages.  Raises 42704,
+ * 42501 and 55000 as msgq_storage_open does, too.
+ */
+void
+msgq_outgoing_send(const char *command, const char *name, MsgqOutgoing *out,
+				   int64 *ids)
+{
+	MsgqStorage *storage = open_levels(command, name, out);
+
+	(void) msgq_outgoing_store(&storage, out, ids);
 	msgq_storage_close(storage);
 }
 
@@ -305,7 +320,7 @@ store(const char *command, const char *name, Outgoing *out, int64 *ids)
  */
 
 static void
-set_headers(Outgoing *out, int i, Datum headers)
+set_headers(MsgqOutgoing *out, int i, Datum headers)
 {
 	msgq_check_headers(DatumGetJsonbP(headers));
 	out->headers[i] = headers;
@@ -314,7 +329,7 @@ set_headers(Outgoing *out, int i, Datum headers)
 
 /* A group key has 1 to MAX_GROUP_KEY_BYTES bytes (22023). */
 static void
-set_group_key(Outgoing *out, int i, text *key)
+set_group_key(MsgqOutgoing *out, int i, text *key)
 {
 	Size		size = VARSIZE_ANY_EXHDR(key);
 
@@ -359,7 +374,7 @@ visible_time(TimestampTz now, const Interval *delay,
 
 /* The same for all messages, from arguments number n and n + 1. */
 static void
-set_times(Outgoing *out, FunctionCallInfo fcinfo, int n)
+set_times(MsgqOutgoing *out, FunctionCallInfo fcinfo, int n)
 {
 	TimestampTz deliver_at = PG_ARGISNULL(n + 1) ? 0 : PG_GETARG_TIMESTAMPTZ(n + 1);
 	TimestampTz visible_at =
@@ -373,7 +388,7 @@ set_times(Outgoing *out, FunctionCallInfo fcinfo, int n)
 
 /* A time to live, the same for all messages, from argument number n. */
 static void
-set_ttl(Outgoing *out, FunctionCallInfo fcinfo, int n)
+set_ttl(MsgqOutgoing *out, FunctionCallInfo fcinfo, int n)
 {
 	Interval   *ttl;
 
@@ -393,7 +408,7 @@ set_ttl(Outgoing *out, FunctionCallInfo fcinfo, int n)
 
 /* The same for all messages, from argument number n. */
 static void
-set_priority(Outgoing *out, FunctionCallInfo fcinfo, int n)
+set_priority(MsgqOutgoing *out, FunctionCallInfo fcinfo, int n)
 {
 	int32		priority = DatumGetInt32(msgq_arg(fcinfo, n, "priority"));
 
@@ -402,17 +417,20 @@ set_priority(Outgoing *out, FunctionCallInfo fcinfo, int n)
 }
 
 /* Gives message number i an idempotency key. */
-static void
-set_key(Outgoing *out, int i, Datum key)
+void
+msgq_outgoing_set_key(MsgqOutgoing *out, int i, Datum key)
 {
 	if (out->keys == NULL)
 		out->keys = msgq_keys_make(out->n);
 	msgq_keys_add(out->keys, i, key);
 }
 
-/* What stands beside the content, in arguments n (headers) to n + 5 (ttl). */
-static void
-set_one(Outgoing *out, FunctionCallInfo fcinfo, int n)
+/*
+ * What stands beside the content of a single message, in arguments n (headers)
+ * to n + 5 (ttl), checked (22004, 22023).
+ */
+void
+msgq_outgoing_set_one(MsgqOutgoing *out, FunctionCallInfo fcinfo, int n)
 {
 	if (!PG_ARGISNULL(n))
 		set_headers(out, 0, PG_GETARG_DATUM(n));
@@ -428,15 +446,15 @@ send_one(FunctionCallInfo fcinfo, const char *command, AttrNumber column,
 		 const char *content)
 {
 	char	   *queue = msgq_arg_name(fcinfo, 0, "queue");
-	Outgoing	out;
+	MsgqOutgoing	out;
 	int64		id;
 
-	allocate(&out, 1, column);
+	msgq_outgoing_init(&out, 1, column);
 	out.contents[0] = msgq_arg(fcinfo, 1, content);
-	set_one(&out, fcinfo, 2);
+	msgq_outgoing_set_one(&out, fcinfo, 2);
 	if (!PG_ARGISNULL(8))
-		set_key(&out, 0, PG_GETARG_DATUM(8));
-	store(command, queue, &out, &id);
+		msgq_outgoing_set_key(&out, 0, PG_GETARG_DATUM(8));
+	msgq_outgoing_send(command, queue, &out, &id);
 	PG_RETURN_INT64(id);
 }
 
@@ -462,14 +480,14 @@ msgq_send_once(PG_FUNCTION_ARGS)
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
 	Datum		values[2];
 	bool		nulls[2] = {false, false};
-	Outgoing	out;
+	MsgqOutgoing	out;
 	int64		id;
 
-	allocate(&out, 1, Anum_segment_body);
+	msgq_outgoing_init(&out, 1, Anum_segment_body);
 	out.contents[0] = msgq_arg(fcinfo, 1, "body");
-	set_key(&out, 0, msgq_arg(fcinfo, 2, "idempotency_key"));
-	set_one(&out, fcinfo, 3);
-	store("msgq.send_once()", queue, &out, &id);
+	msgq_outgoing_set_key(&out, 0, msgq_arg(fcinfo, 2, "idempotency_key"));
+	msgq_outgoing_set_one(&out, fcinfo, 3);
+	msgq_outgoing_send("msgq.send_once()", queue, &out, &id);
 
 	InitMaterializedSRF(fcinfo, 0);
 	values[0] = Int64GetDatum(id);
@@ -485,7 +503,7 @@ msgq_send_once(PG_FUNCTION_ARGS)
  */
 
 static void
-set_headers_of_all(Outgoing *out, FunctionCallInfo fcinfo, int n)
+set_headers_of_all(MsgqOutgoing *out, FunctionCallInfo fcinfo, int n)
 {
 	Datum	   *headers;
 	bool	   *nulls;
@@ -502,7 +520,7 @@ set_headers_of_all(Outgoing *out, FunctionCallInfo fcinfo, int n)
 }
 
 static void
-set_keys_of_all(Outgoing *out, FunctionCallInfo fcinfo, int n)
+set_keys_of_all(MsgqOutgoing *out, FunctionCallInfo fcinfo, int n)
 {
 	Datum	   *keys;
 	bool	   *nulls;
@@ -514,12 +532,12 @@ set_keys_of_all(Outgoing *out, FunctionCallInfo fcinfo, int n)
 	for (int i = 0; i < out->n; i++)
 	{
 		if (!nulls[i])
-			set_key(out, i, keys[i]);
+			msgq_outgoing_set_key(out, i, keys[i]);
 	}
 }
 
 static void
-set_group_keys_of_all(Outgoing *out, FunctionCallInfo fcinfo, int n)
+set_group_keys_of_all(MsgqOutgoing *out, FunctionCallInfo fcinfo, int n)
 {
 	Datum	   *keys;
 	bool	   *nulls;
@@ -541,13 +559,13 @@ send_several(FunctionCallInfo fcinfo, const char *command, AttrNumber column,
 {
 	char	   *queue = msgq_arg_name(fcinfo, 0, "queue");
 	ArrayType  *array = DatumGetArrayTypeP(msgq_arg(fcinfo, 1, content));
-	Outgoing	out;
+	MsgqOutgoing	out;
 	Datum	   *contents;
 	int64	   *ids;
 	int			n;
 
 	contents = msgq_array_elements(array, content, NULL, &n);
-	allocate(&out, n, column);
+	msgq_outgoing_init(&out, n, column);
 	out.contents = contents;
 	set_headers_of_all(&out, fcinfo, 2);
 	set_times(&out, fcinfo, 3);
@@ -557,7 +575,7 @@ send_several(FunctionCallInfo fcinfo, const char *command, AttrNumber column,
 	set_keys_of_all(&out, fcinfo, 8);
 
 	ids = palloc(sizeof(int64) * n);
-	store(command, queue, &out, ids);
+	msgq_outgoing_send(command, queue, &out, ids);
 	PG_RETURN_ARRAYTYPE_P(msgq_int8_array(ids, n));
 }
 
@@ -633,7 +651,7 @@ refuse_key(const char *key)
 
 /* One object: message number i. */
 static void
-set_message(Outgoing *out, int i, JsonbContainer *object)
+set_message(MsgqOutgoing *out, int i, JsonbContainer *object)
 {
 	JsonbIterator *iterator = JsonbIteratorInit(object);
 	JsonbIteratorToken token;
@@ -685,7 +703,7 @@ set_message(Outgoing *out, int i, JsonbContainer *object)
 			has_deliver_at = true;
 		}
 		else if (strcmp(key, "idempotency_key") == 0)
-			set_key(out, i, CStringGetTextDatum(text_value(key, &value)));
+			msgq_outgoing_set_key(out, i, CStringGetTextDatum(text_value(key, &value)));
 		else
 			refuse_key(key);
 	}
@@ -703,7 +721,7 @@ element_context(void *arg)
 }
 
 static void
-set_messages(Outgoing *out, Jsonb *messages)
+set_messages(MsgqOutgoing *out, Jsonb *messages)
 {
 	int			n;
 	int			i;
@@ -723,7 +741,7 @@ set_messages(Outgoing *out, Jsonb *messages)
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
 				 errmsg("argument \"%s\" must not have more than %d elements",
 						"messages", MSGQ_MAX_BATCH)));
-	allocate(out, n, Anum_segment_body);
+	msgq_outgoing_init(out, n, Anum_segment_body);
 	error_context_stack = &context;
 	for (i = 0; i < n; i++)
 	{
@@ -744,12 +762,12 @@ msgq_send_messages(PG_FUNCTION_ARGS)
 	char	   *queue = msgq_arg_name(fcinfo, 0, "queue");
 	Jsonb	   *messages = DatumGetJsonbP(msgq_arg(fcinfo, 1, "messages"));
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
-	Outgoing	out;
+	MsgqOutgoing	out;
 	int64	   *ids;
 
 	set_messages(&out, messages);
 	ids = palloc(sizeof(int64) * out.n);
-	store("msgq.send_messages()", queue, &out, ids);
+	msgq_outgoing_send("msgq.send_messages()", queue, &out, ids);
 
 	InitMaterializedSRF(fcinfo, 0);
 	for (int i = 0; i < out.n; i++)

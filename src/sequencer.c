@@ -605,7 +605,7 @@ insert_row(Step *step, int partition, int64 first_position, int count,
 	values[Anum_place_sequenced_at - 1] = TimestampTzGetDatum(step->now);
 	values[Anum_place_ids - 1] = PointerGetDatum(ids);
 	values[Anum_place_closed - 1] = PointerGetDatum(closed);
-	msgq_table_insert(step->places, values);
+	msgq_table_insert(step->places, values, NULL);
 	pfree(ids);
 	pfree(closed);
 }
@@ -728,7 +728,7 @@ msgq_sequence_first_step(const MsgqStream *stream,
 	else
 		step.sequencer->high = step.sequencer->nopen = 0;
 	table = table_open(segment->places, RowExclusiveLock);
-	step.places = msgq_table_open(table, Natts_place, RowExclusiveLock);
+	step.places = msgq_table_open(table, Natts_place, Natts_place, RowExclusiveLock);
 	insert_row(&step, MSGQ_STEP_PARTITION, step.number, 1,
 			   step.sequencer->high,
 			   encode_open(step.sequencer->open, step.sequencer->nopen),
@@ -814,7 +814,7 @@ make_step(Step *step, MsgqSlot *slot, MsgqSequenceStep *result)
 	msgq_point(MSGQ_POINT_SEQUENCE_HORIZON);
 	step->sequencer = sequencer;
 	step->segments = palloc0(sizeof(OpenSegment) * step->stream->nsegments);
-	step->places = msgq_table_open(table, Natts_place, RowExclusiveLock);
+	step->places = msgq_table_open(table, Natts_place, Natts_place, RowExclusiveLock);
 	step->snapshot = RegisterSnapshot(GetLatestSnapshot());
 	msgq_point(MSGQ_POINT_SEQUENCE_SNAPSHOT);
 	load(step);

@@ -427,6 +427,19 @@ msgq_storage_try_open(const char *command, const char *name, AclMode right,
 	return open_storage(all_levels(right, which), command, name, true);
 }
 
+/* What open_storage needs to know: the active segments of these levels. */
+static MsgqStorage *
+some_levels(AclMode right, int lowest, int highest)
+{
+	MsgqStorage *storage = palloc0(sizeof(MsgqStorage));
+
+	storage->right = right;
+	storage->which = MSGQ_ACTIVE;
+	storage->lowest = lowest;
+	storage->highest = highest;
+	return storage;
+}
+
 /*
  * Opens the active segments of some levels only, for whoever stores messages
  * of priorities from lowest to highest.  Those that the queue does not have
@@ -436,13 +449,15 @@ MsgqStorage *
 msgq_storage_open_levels(const char *command, const char *name, AclMode right,
 						 int lowest, int highest)
 {
-	MsgqStorage *storage = palloc0(sizeof(MsgqStorage));
+	return open_storage(some_levels(right, lowest, highest), command, name, false);
+}
 
-	storage->right = right;
-	storage->which = MSGQ_ACTIVE;
-	storage->lowest = lowest;
-	storage->highest = highest;
-	return open_storage(storage, command, name, false);
+/* The same for a queue that may have gone: then it returns NULL. */
+MsgqStorage *
+msgq_storage_try_open_levels(const char *command, const char *name,
+							 AclMode right, int lowest, int highest)
+{
+	return open_storage(some_levels(right, lowest, highest), command, name, true);
 }
 
 /*

@@ -61,6 +61,7 @@
 #include "utils/timestamp.h"
 
 #include "argument.h"
+#include "admin.h"
 #include "owner.h"
 #include "store.h"
 #include "table.h"
@@ -472,7 +473,7 @@ find_row(int32 queue_id, MsgqStoreKind kind, char state, StoreRow *found)
 	return any;
 }
 
-/* Is a table that was found as it was?  After lock_queues. */
+/* Is a table that was found as it was?  After msgq_try_lock_metadata. */
 static bool
 still_is(const StoreRow *row)
 {
@@ -480,14 +481,6 @@ still_is(const StoreRow *row)
 
 	return find_row(row->queue_id, row->kind, row->state, &now) &&
 		now.n == row->n && now.changes_at == row->changes_at;
-}
-
-/* Others who change queues are in the way, or nobody is until we commit. */
-static bool
-lock_queues(void)
-{
-	return ConditionalLockRelationOid(msgq_relation_oid("queue"),
-									  ShareRowExclusiveLock);
 }
 
 /* The table that takes new rows; InvalidOid if there is none. */
@@ -575,7 +568,7 @@ msgq_store_turn(int32 queue_id, MsgqStoreKind kind, MsgqRound *round)
 	if (!OidIsValid(table))
 		return false;
 	lock_against_writers(table);
-	if (!lock_queues() || !still_is(&current) || !still_is(&empty) ||
+	if (!msgq_try_lock_metadata() || !still_is(&current) || !still_is(&empty) ||
 		!can_become_current(&empty) || !is_plain(table, kind, &is_empty))
 	{
 		round->waiting++;
@@ -615,7 +608,7 @@ empty_table(const StoreRow *kept, MsgqRound *round)
 
 	if (!OidIsValid(table))
 		return false;
-	if (!lock_queues() || !still_is(kept) ||
+	if (!msgq_try_lock_metadata() || !still_is(kept) ||
 		!ConditionalLockRelationOid(table, AccessExclusiveLock) ||
 		!is_plain(table, kept->kind, &is_empty) || !lock_toast(table))
 	{

@@ -4,13 +4,14 @@
  *		one index.
  *
  * A stream writes down where its entries have their places (places.c), and
- * where its groups are (consumer.c), in rows that are only ever appended, and
- * found by their primary key.  Both are on the hot path.
+ * where its groups are (consumer.c), a topic the last messages that it has sent
+ * on (retained.c), in rows that are only ever appended, and found by their
+ * primary key.  All are on the hot path.
  *
  * What the executor would have done, see segment.c: privileges are checked on
  * the stream; triggers, rules, row security, check constraints, and other
  * columns and indexes are refused when a table is opened; all columns are
- * NOT NULL and given; nobody updates a row.
+ * given; nobody updates a row.
  *
  * src/table.c
  */
@@ -21,23 +22,29 @@
 #include "access/xact.h"
 #include "catalog/index.h"
 #include "catalog/pg_am.h"
-#include "utils/fmgroids.h"
+#include "storage/bufmgr.h"
 #include "storage/lmgr.h"
+#include "storage/procarray.h"
+#include "utils/fmgroids.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
 
 #include "segment.h"
 #include "table.h"
+
+/* So often, a millisecond apart, a lock is tried. */
+#define MAX_LOCK_TRIES		50
 
 static void
 refuse(Relation table, const char *feature)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("table \"%s\" cannot serve a stream",
+			 errmsg("table \"%s\" cannot serve msgq",
 					RelationGetRelationName(table)),
 			 errdetail("It has %s.", feature),
-			 errhint("Make it again as those of other streams are.")));
+			 errhint("Make it again as it was made.")));
 }
 
 /* Its one index, which must be the primary key that it was made with. */
@@ -57,9 +64,12 @@ open_index(Relation table, LOCKMODE lock)
 	return index;
 }
 
-/* Opens a table that is locked and has so many columns, none of them NULL. */
+/*
+ * Opens a table that is locked and has so many columns; the first nrequired
+ * are NOT NULL, and the others are not.
+ */
 MsgqTable  *
-msgq_table_open(Relation table, int ncolumns, LOCKMODE lock)
+msgq_table_open(Relation table, int ncolumns, int nrequired, LOCKMODE lock)
 {
 	MsgqTable  *opened = palloc(sizeof(MsgqTable));
 	const char *feature = msgq_foreign_feature(table, ncolumns);
@@ -70,7 +80,8 @@ msgq_table_open(Relation table, int ncolumns, LOCKMODE lock)
 	{
 		Form_pg_attribute column = TupleDescAttr(RelationGetDescr(table), i);
 
-		if (column->attisdropped || column->attgenerated || !column->attnotnull)
+		if (column->attisdropped || column->attgenerated ||
+			column->attnotnull != (i < nrequired))
 			refuse(table, "other columns");
 	}
 	opened->table = table;
@@ -89,9 +100,12 @@ msgq_table_close(MsgqTable *table, LOCKMODE unlock)
 	table_close(table->table, unlock);
 }
 
-/* Appends a row.  Raises 23505 if somebody else has done so. */
+/*
+ * Appends a row; is_null is NULL where no column is.  Raises 23505 if somebody
+ * else has done so.
+ */
 void
-msgq_table_insert(MsgqTable *table, const Datum *values)
+msgq_table_insert(MsgqTable *table, const Datum *values, const bool *is_null)
 {
 	TupleTableSlot *row = table->row;
 	int			ncolumns = row->tts_tupleDescriptor->natts;
@@ -100,7 +114,10 @@ msgq_table_insert(MsgqTable *table, const Datum *values)
 
 	ExecClearTuple(row);
 	memcpy(row->tts_values, values, sizeof(Datum) * ncolumns);
-	memset(row->tts_isnull, false, sizeof(bool) * ncolumns);
+	if (is_null)
+		memcpy(row->tts_isnull, is_null, sizeof(bool) * ncolumns);
+	else
+		memset(row->tts_isnull, false, sizeof(bool) * ncolumns);
 	ExecStoreVirtualTuple(row);
 	table_tuple_insert(table->table, row, GetCurrentCommandId(true), 0, NULL);
 	for (int i = 0; i < table->info->ii_NumIndexKeyAttrs; i++)
@@ -184,4 +201,94 @@ msgq_table_bytes(Oid table)
 	call->args[0].isnull = false;
 	bytes = FunctionCallInvoke(call);
 	return call->isnull ? 0 : DatumGetInt64(bytes);
+}
+
+/* Bytes of the table alone. */
+int64
+msgq_table_main_bytes(Oid table_oid)
+{
+	Relation	table = table_open(table_oid, AccessShareLock);
+	int64		bytes = (int64) RelationGetNumberOfBlocks(table) * BLCKSZ;
+
+	table_close(table, AccessShareLock);
+	return bytes;
+}
+
+/* Is there a row that this snapshot shows? */
+static bool
+has_row(Relation table, Snapshot snapshot)
+{
+	TupleTableSlot *slot = table_slot_create(table, NULL);
+	TableScanDesc scan = table_beginscan(table, snapshot, 0, NULL);
+	bool		found = table_scan_getnextslot(scan, ForwardScanDirection, slot);
+
+	table_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	return found;
+}
+
+/* Is there a row that some snapshot may still show? */
+bool
+msgq_table_has_row_for_somebody(Relation table)
+{
+	SnapshotData snapshot;
+
+	/* The horizon that this backend remembers may be that of long ago. */
+	(void) GetOldestNonRemovableTransactionId(table);
+	InitNonVacuumableSnapshot(snapshot, GlobalVisTestFor(table));
+	return has_row(table, &snapshot);
+}
+
+/*
+ * Is there a row?  By a snapshot that is newer than the caller's lock, if that
+ * keeps others from writing.
+ */
+bool
+msgq_table_has_row(Relation table)
+{
+	bool		found;
+
+	PushActiveSnapshot(GetLatestSnapshot());
+	found = has_row(table, GetActiveSnapshot());
+	PopActiveSnapshot();
+	return found;
+}
+
+/* Locks a table and its TOAST table, if that is possible at once. */
+bool
+msgq_try_lock_table(Oid table_oid)
+{
+	Relation	table;
+	bool		locked;
+
+	if (!ConditionalLockRelationOid(table_oid, AccessExclusiveLock))
+		return false;
+	table = table_open(table_oid, NoLock);
+	if (table->trigdesc)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"%s\" has a trigger",
+						RelationGetRelationName(table)),
+				 errhint("Drop the trigger: the table cannot be emptied.")));
+	locked = msgq_try_lock_toast(table);
+	table_close(table, NoLock);
+	return locked;
+}
+
+/*
+ * The same for a table that many use for an instant each: between two of them
+ * it can be had.  Nobody waits behind us meanwhile, as they would behind one
+ * who waits for the lock.
+ */
+bool
+msgq_lock_table_between_calls(Oid table_oid)
+{
+	for (int i = 0; i < MAX_LOCK_TRIES; i++)
+	{
+		if (msgq_try_lock_table(table_oid))
+			return true;
+		CHECK_FOR_INTERRUPTS();
+		pg_usleep(1000);
+	}
+	return false;
 }

@@ -21,15 +21,21 @@ typedef struct MsgqTable
 	TupleTableSlot *row;		/* what was found */
 } MsgqTable;
 
-extern MsgqTable *msgq_table_open(Relation table, int ncolumns,
+extern MsgqTable *msgq_table_open(Relation table, int ncolumns, int nrequired,
 								  LOCKMODE lock);
 extern void msgq_table_close(MsgqTable *table, LOCKMODE unlock);
-extern void msgq_table_insert(MsgqTable *table, const Datum *values);
+extern void msgq_table_insert(MsgqTable *table, const Datum *values,
+							  const bool *is_null);
 extern void msgq_table_insert_rows(Relation table, TupleTableSlot **rows,
 								   int n);
 extern Relation msgq_open_primary_key(Relation table);
 extern bool msgq_try_lock_toast(Relation table);
+extern bool msgq_try_lock_table(Oid table_oid);
+extern bool msgq_lock_table_between_calls(Oid table_oid);
+extern bool msgq_table_has_row(Relation table);
+extern bool msgq_table_has_row_for_somebody(Relation table);
 extern int64 msgq_table_bytes(Oid table);
+extern int64 msgq_table_main_bytes(Oid table_oid);
 extern bool msgq_table_find(MsgqTable *table, Snapshot snapshot,
 							ScanKey keys, int nkeys, ScanDirection direction);
 
