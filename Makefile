@@ -54,6 +54,14 @@ OBJS = \
 	src/read.o \
 	src/retention.o \
 	src/streamstats.o \
+	src/pattern.o \
+	src/topic.o \
+	src/topicadmin.o \
+	src/route.o \
+	src/destination.o \
+	src/publish.o \
+	src/retained.o \
+	src/request.o \
 	src/wakeup.o \
 	src/shared.o \
 	src/ring.o \
@@ -73,6 +81,7 @@ SQL_PARTS = \
 	src/sql/messages.sql \
 	src/sql/views.sql \
 	src/sql/streams.sql \
+	src/sql/topics.sql \
 	src/sql/operation.sql \
 	src/sql/rights.sql
 

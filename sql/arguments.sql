@@ -29,6 +29,7 @@ FROM msgq.queues WHERE name = 'args' \gset
 SELECT msgq.send('args', '"the only one"');
 SELECT msgq.create_stream('stream');
 SELECT msgq.create_group('stream', 'group', 'first');
+SELECT msgq.create_topic('topic', on_unroutable => 'drop');
 
 --
 -- NULL for each argument of each function in turn
@@ -84,7 +85,17 @@ INSERT INTO call VALUES
 	('commit', ARRAY['''stream''', '''group''', '''6ba7b810-9dad-11d1-80b4-00c04fd430c8''', 'NULL']),
 	('seek', ARRAY['''stream''', '''group''', '''first''', 'NULL']),
 	('scan', ARRAY['''stream''', '0', '1', '1']),
-	('last_per_key', ARRAY['''stream''']);
+	('last_per_key', ARRAY['''stream''']),
+	('create_topic', ARRAY['''new''', '''topic''', '''error''', 'NULL']),
+	('alter_topic', ARRAY['''topic''', '''{}''']),
+	('drop_topic', ARRAY['''topic''', 'false']),
+	('bind', ARRAY['''topic''', '''args''', '''#''', 'NULL', 'NULL', 'false']),
+	('unbind', ARRAY['''topic''', '''args''', '''#''', 'NULL', 'NULL']),
+	('publish', ARRAY['''topic''', '''key''', '''1''', 'NULL', 'NULL', 'NULL', '0', 'NULL', 'NULL', 'NULL']),
+	('publish_bytes', ARRAY['''topic''', '''key''', '''\x01''', 'NULL', 'NULL', 'NULL', '0', 'NULL', 'NULL', 'NULL']),
+	('topic_matches', ARRAY['''a''', '''a''', '''amqp''']),
+	('route', ARRAY['''topic''', '''key''', 'NULL']),
+	('reply', ARRAY['''args''', '''6ba7b810-9dad-11d1-80b4-00c04fd430c8''', '''1''']);
 -- Each function stands here, with as many arguments as it has.
 SELECT proname, pronargs FROM pg_proc LEFT JOIN call ON name = proname
 WHERE pronamespace = 'msgq'::regnamespace AND pronargs IS DISTINCT FROM cardinality(arguments)
@@ -334,3 +345,4 @@ SELECT octet_length(data), md5(data) = md5(decode(repeat('00', 10000000), 'hex')
 
 SELECT msgq.drop_queue('args');
 SELECT msgq.drop_stream('stream');
+SELECT msgq.drop_topic('topic');

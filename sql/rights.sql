@@ -43,6 +43,9 @@ SELECT msgq.create_queue('rights', archive_retention => '1 h');
 SELECT msgq.send('rights', '1');
 SELECT msgq.create_stream('rights stream');
 SELECT msgq.create_group('rights stream', 'group', 'first');
+SELECT msgq.create_topic('rights topic', on_unroutable => 'drop');
+SELECT msgq.create_topic('rights other topic');
+SELECT msgq.bind('rights topic', 'rights', 'bound') > 0 AS bound;
 RESET ROLE;
 SELECT format('msgq.q%s', id) AS handle, format('msgq.q%s_1', id) AS segment, id
 FROM msgq.queues WHERE name = 'rights' \gset
@@ -113,16 +116,27 @@ INSERT INTO call (name, arguments) VALUES
 	('scan', $$'rights stream', 0, 1, 1$$),
 	('last_per_key', $$'rights stream'$$),
 	('grant', $$'rights stream', 'regress_msgq_none', 'send'$$),
-	('revoke', $$'rights stream', 'regress_msgq_send', 'send'$$);
+	('revoke', $$'rights stream', 'regress_msgq_send', 'send'$$),
+	('create_topic', $$'new'$$),
+	('alter_topic', $$'rights topic', '{"on_unroutable": "error"}'$$),
+	('drop_topic', $$'rights topic'$$),
+	('bind', $$'rights topic', 'rights'$$),
+	('unbind', $$'rights topic', 'rights'$$),
+	('publish', $$'rights topic', 'k', '1'$$),
+	('publish_bytes', $$'rights topic', 'k', '\x01'$$),
+	('route', $$'rights topic', 'k'$$),
+	('reply', $$'rights', '6ba7b810-9dad-11d1-80b4-00c04fd430c8', '1'$$),
+	('grant', $$'rights topic', 'regress_msgq_none', 'send'$$),
+	('revoke', $$'rights topic', 'regress_msgq_send', 'send'$$);
 -- All but what lies behind the views, which follow below, and procedures; and
 -- commit, which needs a receipt.
 SELECT proname FROM pg_proc WHERE pronamespace = 'msgq'::regnamespace
 	AND proname NOT IN (SELECT name FROM call) ORDER BY proname COLLATE "C";
 
 SELECT msgq.grant(n, 'regress_msgq_' || r, r)
-FROM unnest('{rights,rights stream}'::text[]) n, unnest('{peek,send,receive,manage,admin}'::text[]) r;
+FROM unnest('{rights,rights stream,rights topic}'::text[]) n, unnest('{peek,send,receive,manage,admin}'::text[]) r;
 SELECT msgq.grant(n, 'regress_msgq_all', r)
-FROM unnest('{rights,rights stream}'::text[]) n, unnest('{peek,send,receive,manage,admin}'::text[]) r;
+FROM unnest('{rights,rights stream,rights topic}'::text[]) n, unnest('{peek,send,receive,manage,admin}'::text[]) r;
 SELECT grantee::regrole, privilege_type, is_grantable, grantor::regrole = relowner::regrole AS by_owner
 FROM pg_class, aclexplode(relacl)
 WHERE oid = :'handle'::regclass AND grantee NOT IN (relowner, 'regress_msgq_owner'::regrole)
@@ -159,7 +173,32 @@ SET ROLE regress_msgq_receive;
 CALL msgq.sequence('rights stream');
 RESET ROLE;
 
--- The message names the queue or stream, and is the same for all.
+-- Who may bind: whoever may receive from the topic and send to the target.
+CREATE ROLE regress_msgq_binder;
+SELECT pg_temp.tried('regress_msgq_binder', $$SELECT msgq.bind('rights topic', 'rights stream')$$);
+SELECT msgq.grant('rights topic', 'regress_msgq_binder', 'receive');
+SELECT pg_temp.tried('regress_msgq_binder', $$SELECT msgq.bind('rights topic', 'rights stream')$$);
+SELECT msgq.grant('rights stream', 'regress_msgq_binder', 'send');
+SET ROLE regress_msgq_binder;
+SELECT msgq.bind('rights topic', 'rights stream') > 0 AS bound;
+RESET ROLE;
+-- The publisher needs no right on the target, nor does whoever has bound it now.
+SELECT msgq.revoke('rights topic', 'regress_msgq_binder', 'receive');
+SELECT msgq.revoke('rights stream', 'regress_msgq_binder', 'send');
+SELECT msgq.revoke('rights stream', 'regress_msgq_send', 'send');
+SET ROLE regress_msgq_send;
+SELECT msgq.publish('rights topic', 'k', '1');
+RESET ROLE;
+SELECT msgq.grant('rights stream', 'regress_msgq_send', 'send');
+SELECT pg_temp.tried('regress_msgq_binder', $$SELECT msgq.unbind('rights topic', 'rights stream')$$);
+SELECT pg_temp.tried('regress_msgq_manage', $$SELECT msgq.unbind('rights topic', 'rights stream')$$);
+SELECT msgq.unbind('rights topic', 'rights stream');
+DROP ROLE regress_msgq_binder;
+-- An alternate is a topic to which one may publish.
+SELECT pg_temp.tried('regress_msgq_peek', $$SELECT msgq.create_topic('new', on_unroutable => 'alternate', alternate => 'rights topic')$$);
+SELECT pg_temp.tried('regress_msgq_admin', $$SELECT msgq.alter_topic('rights topic', '{"on_unroutable": "alternate", "alternate": "rights other topic"}')$$);
+
+-- The message names the queue, stream or topic, and is the same for all.
 SELECT DISTINCT pg_temp.tried('regress_msgq_none', format('SELECT msgq.%I(%s)', name, arguments)) FROM call;
 -- An unknown queue is unknown to everybody.
 SELECT pg_temp.tried('regress_msgq_none', $$SELECT msgq.send('nowhere', '1')$$);
@@ -172,9 +211,11 @@ DECLARE
 BEGIN
 	PERFORM msgq.grant('rights', 'public', "right");
 	PERFORM msgq.grant('rights stream', 'public', "right");
+	PERFORM msgq.grant('rights topic', 'public', "right");
 	result := pg_temp.may('none', call);
 	PERFORM msgq.revoke('rights', 'public', "right");
 	PERFORM msgq.revoke('rights stream', 'public', "right");
+	PERFORM msgq.revoke('rights topic', 'public', "right");
 	RETURN result;
 END
 $$;
@@ -189,7 +230,7 @@ FROM call ORDER BY n;
 --
 -- The views show what one has a right to.
 --
-CREATE FUNCTION pg_temp.seen(role text) RETURNS TABLE (queues bigint, stats bigint, leases bigint, streams bigint, stream_stats bigint, lag bigint)
+CREATE FUNCTION pg_temp.seen(role text) RETURNS TABLE (queues bigint, stats bigint, leases bigint, streams bigint, stream_stats bigint, lag bigint, topics bigint, bindings bigint)
 LANGUAGE plpgsql AS $$
 BEGIN
 	EXECUTE format('SET LOCAL ROLE %I', 'regress_msgq_' || role);
@@ -199,6 +240,8 @@ BEGIN
 	streams := (SELECT count(*) FROM msgq.streams WHERE name = 'rights stream');
 	stream_stats := (SELECT count(*) FROM msgq.stream_stats WHERE stream = 'rights stream');
 	lag := (SELECT count(*) FROM msgq.group_lag WHERE stream = 'rights stream');
+	topics := (SELECT count(*) FROM msgq.topics WHERE name = 'rights topic');
+	bindings := (SELECT count(*) FROM msgq.bindings WHERE topic = 'rights topic');
 	RESET ROLE;
 	RETURN NEXT;
 END
@@ -377,9 +420,10 @@ RESET ROLE;
 SELECT pg_temp.tried('regress_msgq_owner', $$SELECT msgq.create_queue('squatted')$$);
 DROP TABLE :squat;
 
--- Dropping queue and stream drops what was granted on them, so the roles can go.
+-- Dropping queue, stream and topics drops what was granted on them, so the roles can go.
 SELECT msgq.drop_queue('rights');
 SELECT msgq.drop_stream('rights stream');
+SELECT msgq.drop_topic('rights topic'), msgq.drop_topic('rights other topic');
 REVOKE CREATE ON SCHEMA msgq FROM regress_msgq_owner, regress_msgq_none;
 DROP ROLE regress_msgq_owner, regress_msgq_none, regress_msgq_peek, regress_msgq_send, regress_msgq_receive,
 	regress_msgq_manage, regress_msgq_admin, regress_msgq_all, regress_msgq_super, regress_msgq_group,

@@ -8,9 +8,9 @@
  * quoted literals there; tables are named by the queue's number.
  *
  * Whoever changes msgq.queue, msgq.segment or msgq.store, or what describes
- * streams (streamadmin.c), locks msgq.queue in
- * SHARE ROW EXCLUSIVE mode first, to the end of his transaction: so two of them
- * never meet, a name that was found free stays free, and readers go on.  A
+ * streams (streamadmin.c) and topics (topicadmin.c), locks msgq.queue in SHARE
+ * ROW EXCLUSIVE mode first, to the end of his transaction: so two of them never
+ * meet, a name that was found free stays free, and readers go on.  A
  * change sends an invalidation (queue.c).  drop_queue then waits, in DROP
  * TABLE, for all transactions that use the queue.
  *
@@ -31,8 +31,8 @@
 #include "utils/jsonb.h"
 #include "utils/timestamp.h"
 
-#include "argument.h"
 #include "admin.h"
+#include "argument.h"
 #include "owner.h"
 #include "queue.h"
 #include "ring.h"
@@ -42,6 +42,7 @@
 #include "store.h"
 #include "stream.h"
 #include "table.h"
+#include "topic.h"
 #include "wakeup.h"
 
 /* A new queue's ring, and each of several. */
@@ -68,15 +69,33 @@ msgq_try_lock_metadata(void)
 									  ShareRowExclusiveLock);
 }
 
-/* Queues and streams share their names (42710). */
-static void
-refuse_stream_name(const char *name)
+/*
+ * Raises 42710 if there is a queue, a stream or a topic of this name, since
+ * they share their names; but not for one of the kind except, if that is given.
+ */
+void
+msgq_refuse_taken_name(const char *name, const char *except)
 {
-	if (msgq_stream_find(name))
+	const char *kind = msgq_queue_find(name) ? "queue" :
+	msgq_stream_find(name) ? "stream" :
+	msgq_routing_find(name) ? "topic" : NULL;
+
+	if (kind && (except == NULL || strcmp(kind, except) != 0))
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
-				 errmsg("stream \"%s\" already exists", name),
-				 errdetail("Queues and streams share their names.")));
+				 errmsg("%s \"%s\" already exists", kind, name),
+				 errdetail("Queues, streams and topics share their names.")));
+}
+
+/* Removes the bindings to something that is dropped; within SPI. */
+void
+msgq_bindings_drop(int32 target_id)
+{
+	/* The library may be newer than what CREATE EXTENSION has made. */
+	if (!OidIsValid(msgq_relation_oid("binding")))
+		return;
+	msgq_spi_run("DELETE FROM msgq.binding WHERE target_id = %d", target_id);
+	msgq_topic_changed();
 }
 
 /* Runs a command that has the queue's number as $1 and a name as $2. */
@@ -335,7 +354,7 @@ resolve_dead_letter_queue(const char *name, MsgqQueueRow *row)
 		return;
 	if (is_partner && msgq_queue_find(target) == NULL)
 	{
-		refuse_stream_name(target);
+		msgq_refuse_taken_name(target, NULL);
 		create_partner(target, row);
 		msgq_queue_changed();
 		CommandCounterIncrement();
@@ -417,7 +436,7 @@ msgq_create_queue(PG_FUNCTION_ARGS)
 				 errhint("Creating queues needs the privilege CREATE on schema msgq.")));
 
 	msgq_lock_metadata();
-	refuse_stream_name(name);
+	msgq_refuse_taken_name(name, if_not_exists ? "queue" : NULL);
 	queue = msgq_queue_find(name);
 	if (queue == NULL)
 	{
@@ -427,10 +446,6 @@ msgq_create_queue(PG_FUNCTION_ARGS)
 		CommandCounterIncrement();
 		PG_RETURN_VOID();
 	}
-	if (!if_not_exists)
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_OBJECT),
-				 errmsg("queue \"%s\" already exists", name)));
 	msgq_settings_read(queue->id, &present);
 	if (row.nulls[Anum_queue_dead_letter_queue - 1])
 		set_value(&row, Anum_queue_dead_letter_queue,
@@ -519,6 +534,7 @@ rename_queue(const MsgqQueue *queue, const char *new_name)
 	rename_dead_letter_queue(NameStr(queue->name), new_name);
 	msgq_spi_end(&spi);
 	msgq_queue_changed();
+	msgq_topic_changed();
 	CommandCounterIncrement();
 }
 
@@ -533,7 +549,7 @@ rename_partner(const MsgqQueue *renamed, const char *new_name)
 	char	   *name = psprintf("%s%s", new_name, DEAD_LETTER_SUFFIX);
 
 	if (partner && strlen(name) < NAMEDATALEN && msgq_queue_find(name) == NULL &&
-		msgq_stream_find(name) == NULL &&
+		msgq_stream_find(name) == NULL && msgq_routing_find(name) == NULL &&
 		msgq_queue_has_right(partner, MSGQ_RIGHT_ADMIN))
 		rename_queue(partner, name);
 }
@@ -551,11 +567,7 @@ msgq_rename_queue(PG_FUNCTION_ARGS)
 	msgq_check_new_name(new_name, "queue");
 	msgq_lock_metadata();
 	queue = msgq_queue_get(name, MSGQ_RIGHT_ADMIN);
-	refuse_stream_name(new_name);
-	if (msgq_queue_find(new_name))
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_OBJECT),
-				 errmsg("queue \"%s\" already exists", new_name)));
+	msgq_refuse_taken_name(new_name, NULL);
 	rename_queue(queue, new_name);
 	rename_partner(queue, new_name);
 	PG_RETURN_VOID();
@@ -594,6 +606,7 @@ drop_storage(const MsgqQueue *queue)
 		msgq_spi_run("DROP SEQUENCE msgq.q%d_id", queue_id);
 	run_for_queue("DELETE FROM msgq.segment WHERE queue_id = $1",
 				  SPI_OK_DELETE, queue_id, NULL);
+	msgq_bindings_drop(queue_id);
 	run_for_queue("DELETE FROM msgq.queue_total WHERE queue_id = $1",
 				  SPI_OK_DELETE, queue_id, NULL);
 	run_for_queue("DELETE FROM msgq.queue WHERE id = $1",

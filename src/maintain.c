@@ -1,16 +1,17 @@
 /*
  * maintain.c
- *		Rounds of maintenance over all queues and streams of a database, by the worker or
- *		by hand.
+ *		Rounds of maintenance over all queues, streams and topics of a
+ *		database, by the worker or by hand.
  *
  * A round turns and empties stores (store.c), turns streams and drops what is
- * old in them (retention.c), enters failed pops into their
- * messages' rows (poison.c), turns rings and empties segments (ring.c), gives
- * up messages that have expired or whose deliveries have all failed
- * (deadletter.c), counts and audits queues, and saves their totals (stats.c).
- * It costs little where nothing happens:
- * a queue whose counters have not changed is passed by, and what needs a scan
- * is done again only after a time that is long compared with it.
+ * old in them (retention.c), turns the logs of topics (retained.c) and empties
+ * that of replies (request.c), enters failed pops into their messages' rows
+ * (poison.c), turns rings and empties segments (ring.c), gives up messages that
+ * have expired or whose deliveries have all failed (deadletter.c), counts and
+ * audits queues, and saves their totals (stats.c).  It costs little where
+ * nothing happens: a queue whose counters have not changed is passed by, and
+ * what needs a scan is done again only after a time that is long compared with
+ * it.
  *
  * Each step is a transaction of its own, with a lock_timeout, so that locks
  * are held for that step only, and an error in one queue does not stop the
@@ -44,6 +45,8 @@
 #include "maintain.h"
 #include "owner.h"
 #include "poison.h"
+#include "request.h"
+#include "retained.h"
 #include "retention.h"
 #include "ring.h"
 #include "shared.h"
@@ -194,7 +197,7 @@ fail_step(MsgqMaintenance *m, int32 queue_id, MemoryContext context,
 	m->round.failed++;
 	ereport(WARNING,
 			(errcode(error->sqlerrcode),
-			 errmsg("could not maintain the queue or stream with number %d: %s",
+			 errmsg("could not maintain the queue, stream or topic with number %d: %s",
 					queue_id, error->message)));
 	FreeErrorData(error);
 }
@@ -728,7 +731,68 @@ maintain_streams(MsgqMaintenance *m)
 	list_free(ids);
 }
 
-/* One round over all queues and streams of the database. */
+static void
+retained_step(MsgqMaintenance *m, int32 topic_id, int n)
+{
+	m->busy |= msgq_retained_turn(topic_id, &m->round);
+}
+
+static void
+replies_step(MsgqMaintenance *m, int32 unused, int n)
+{
+	m->busy |= msgq_replies_empty(&m->round);
+}
+
+/* The numbers of all topics, in the current memory context. */
+static List *
+list_topics(MsgqMaintenance *m)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	List	   *ids = NIL;
+	MsgqSpi		spi;
+
+	begin_step(m);
+	msgq_spi_begin(&spi, msgq_storage_owner());
+	/* The library may be newer than what CREATE EXTENSION has made. */
+	if (OidIsValid(msgq_relation_oid("topic")))
+		msgq_spi_run("SELECT id FROM msgq.topic ORDER BY id");
+	else
+		SPI_processed = 0;
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		bool		is_null;
+		int32		id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[i],
+													 SPI_tuptable->tupdesc, 1,
+													 &is_null));
+		MemoryContext before = MemoryContextSwitchTo(context);
+
+		ids = lappend_int(ids, id);
+		MemoryContextSwitchTo(before);
+	}
+	msgq_spi_end(&spi);
+	end_step(m, context, owner);
+	return ids;
+}
+
+/* Turns the logs of topics, and empties that of replies. */
+static void
+maintain_topics(MsgqMaintenance *m)
+{
+	List	   *ids = list_topics(m);
+	ListCell   *cell;
+
+	foreach(cell, ids)
+	{
+		if (!m->by_hand && msgq_database_is_wanted(MyDatabaseId))
+			break;
+		run_step(m, retained_step, lfirst_int(cell), 0);
+	}
+	list_free(ids);
+	run_step(m, replies_step, 0, 0);
+}
+
+/* One round over all queues, streams and topics of the database. */
 static void
 maintain(MsgqMaintenance *m)
 {
@@ -737,6 +801,7 @@ maintain(MsgqMaintenance *m)
 
 	maintain_stores(m);
 	maintain_streams(m);
+	maintain_topics(m);
 	work = list_work(m, &n);
 	for (int i = 0; i < n; i++)
 	{

@@ -38,6 +38,7 @@
 #include "shared.h"
 #include "stats.h"
 #include "testing.h"
+#include "topic.h"
 #include "wakeup.h"
 #include "worker.h"
 
@@ -171,4 +172,5 @@ _PG_init(void)
 	RegisterXactCallback(transaction_callback, NULL);
 	RegisterSubXactCallback(subtransaction_callback, NULL);
 	msgq_queue_init();
+	msgq_topic_init();
 }

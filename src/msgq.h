@@ -26,6 +26,8 @@
 #define ERRCODE_MSGQ_QUEUE_FULL		MAKE_SQLSTATE('M','Q','0','0','5')
 #define ERRCODE_MSGQ_KEY_REUSED		MAKE_SQLSTATE('M','Q','0','0','6')
 #define ERRCODE_MSGQ_POSITION_DROPPED	MAKE_SQLSTATE('M','Q','0','0','8')
+#define ERRCODE_MSGQ_TIMED_OUT		MAKE_SQLSTATE('M','Q','0','0','9')
+#define ERRCODE_MSGQ_UNROUTABLE		MAKE_SQLSTATE('M','Q','0','1','0')
 
 /* More messages or receipts in one call are refused. */
 #define MSGQ_MAX_BATCH		10000

@@ -1,9 +1,9 @@
 /*
  * rights.c
- *		Gives and takes rights on queues and streams.
+ *		Gives and takes rights on queues, streams and topics.
  *
- * A right is a privilege on the handle, the view msgq.q<id> or msgq.s<id>, so
- * that dumps, DROP ROLE, REASSIGN OWNED and roles' memberships work as for any
+ * A right is a privilege on the handle, the view msgq.q<id>, msgq.s<id> or
+ * msgq.t<id>, so that dumps, DROP ROLE, REASSIGN OWNED and roles' memberships work as for any
  * other object.  Whoever has the right admin may give and take all of them:
  * that is done as the storage's owner, who is then the grantor.
  *
@@ -24,6 +24,7 @@
 #include "owner.h"
 #include "queue.h"
 #include "stream.h"
+#include "topic.h"
 
 /* The privilege on the handle that stands for a right (else 22023). */
 static const char *
@@ -56,20 +57,28 @@ privilege_of(const char *right)
 /* One call of grant or revoke: arguments name, role, right. */
 typedef struct RightCall
 {
-	Oid			handle;			/* of the queue or stream */
+	Oid			handle;			/* of the queue, stream or topic */
 	const char *handle_name;	/* as it stands in SQL */
 	const char *privilege;
 	Oid			role;			/* ACL_ID_PUBLIC for public */
 	const char *grantee;		/* as it stands in SQL */
 } RightCall;
 
-/* Finds the queue or stream of this name, of which the caller has admin. */
+/* Finds what has this name, and of which the caller has admin. */
 static void
 find_handle(RightCall *call, const char *name)
 {
 	const MsgqStream *stream = msgq_stream_find(name);
 	const MsgqQueue *queue;
 
+	if (msgq_routing_find(name))
+	{
+		const MsgqTopic *topic = &msgq_routing_get(name, MSGQ_RIGHT_ADMIN)->topics[0];
+
+		call->handle = topic->handle;
+		call->handle_name = psprintf("msgq.t%d", topic->id);
+		return;
+	}
 	if (stream)
 	{
 		stream = msgq_stream_get(name, MSGQ_RIGHT_ADMIN);

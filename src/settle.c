@@ -1,7 +1,7 @@
 /*
  * settle.c
- *		Ends or prolongs a delivery: ack, archive, nack, reject, extend,
- *		release; and, by the id of a message, cancel and expire_lease.
+ *		Ends or prolongs a delivery: ack, archive, reply, nack, reject,
+ *		extend, release; and, by the id of a message, cancel and expire_lease.
  *
  * A receipt is good for the one delivery that it was given for (message.h).
  * It has no effect once the message was settled, or given to somebody else,
@@ -27,7 +27,8 @@
  * A reject, and the nack of a message whose last delivery that was, removes the
  * message, and stores it in the dead-letter queue (deadletter.c).
  *
- * An archive is an ack that also stores the message in the archive (archive.c).
+ * An archive is an ack that also stores the message in the archive (archive.c),
+ * and a reply is one that also answers whoever has sent it (request.c).
  *
  * A batch goes through its receipts in the order of ids, so that two batches
  * with the same messages do not deadlock.
@@ -53,6 +54,7 @@
 #include "history.h"
 #include "message.h"
 #include "owner.h"
+#include "request.h"
 #include "segment.h"
 #include "stats.h"
 #include "testing.h"
@@ -62,6 +64,7 @@ typedef enum Action
 {
 	ACK,
 	ARCHIVE,
+	REPLY,
 	NACK,
 	REJECT,
 	EXTEND,
@@ -79,6 +82,8 @@ typedef struct Settlement
 	Interval   *time;			/* nack: delay or NULL; extend: timeout */
 	char	   *error;			/* nack, reject: text or NULL */
 	MsgqArchive *archive;		/* archive */
+	Datum		reply;			/* reply: its body */
+	bool		is_late;		/* reply: nobody waits for it any more */
 	bool		strict;
 } Settlement;
 
@@ -167,6 +172,7 @@ change_of(const Settlement *settlement, const MsgqQueue *queue,
 			break;
 		case ACK:
 		case ARCHIVE:
+		case REPLY:
 		case REJECT:
 		case CANCEL:
 			Assert(false);
@@ -212,12 +218,25 @@ archive(const Settlement *settlement, MsgqSegment *segment, bool wait)
 	return outcome;
 }
 
+static MsgqOutcome
+reply(Settlement *settlement, const MsgqQueue *queue, MsgqSegment *segment,
+	  bool wait)
+{
+	MsgqReplyTo to = msgq_reply_to(queue, segment->row);
+	MsgqOutcome outcome = msgq_segment_remove(segment, wait);
+
+	if (outcome == MSGQ_DONE)
+		settlement->is_late = !msgq_reply_store(queue, &to, settlement->reply);
+	msgq_point(MSGQ_POINT_REPLY_STORED);
+	return outcome;
+}
+
 /*
  * Does it to the row in segment->row.  MSGQ_DONE, or *stale is set, or
  * somebody else has the row.
  */
 static MsgqOutcome
-apply(const Settlement *settlement, MsgqStorage *storage,
+apply(Settlement *settlement, MsgqStorage *storage,
 	  MsgqSegment *segment, bool wait, bool *stale)
 {
 	TimestampTz now = msgq_now();
@@ -232,6 +251,8 @@ apply(const Settlement *settlement, MsgqStorage *storage,
 		return msgq_segment_remove(segment, wait);
 	if (settlement->action == ARCHIVE)
 		return archive(settlement, segment, wait);
+	if (settlement->action == REPLY)
+		return reply(settlement, storage->queue, segment, wait);
 	if (gives_up(settlement, storage->queue, segment->row, &reason))
 		return give_up(settlement, storage, segment, reason, wait);
 	change = change_of(settlement, storage->queue, segment->row, now);
@@ -296,7 +317,7 @@ typedef enum SettleResult
  * Each time around, somebody else's change has ended.
  */
 static SettleResult
-settle_contended(const Settlement *settlement, MsgqStorage *storage)
+settle_contended(Settlement *settlement, MsgqStorage *storage)
 {
 	int			misses = 0;
 
@@ -323,7 +344,7 @@ settle_contended(const Settlement *settlement, MsgqStorage *storage)
 
 /* In the segments that are open. */
 static SettleResult
-settle_in_open(const Settlement *settlement, MsgqStorage *storage)
+settle_in_open(Settlement *settlement, MsgqStorage *storage)
 {
 	for (int i = 0; i < storage->nsegments; i++)
 	{
@@ -351,6 +372,7 @@ report_settled(const Settlement *settlement, const MsgqStorage *storage)
 	switch (settlement->action)
 	{
 		case ACK:
+		case REPLY:
 			msgq_count(slot, MSGQ_ACKED, 1);
 			break;
 		case ARCHIVE:
@@ -379,7 +401,7 @@ report_settled(const Settlement *settlement, const MsgqStorage *storage)
 	/* What has left flight for good makes room for another message. */
 	if (storage->queue->max_in_flight > 0 &&
 		(settlement->action == ACK || settlement->action == ARCHIVE ||
-		 settlement->action == REJECT))
+		 settlement->action == REPLY || settlement->action == REJECT))
 		msgq_wake_at_commit(slot, 1);
 }
 
@@ -391,7 +413,7 @@ report_settled(const Settlement *settlement, const MsgqStorage *storage)
  * are opened, and again if the ring has turned before that was done.
  */
 static bool
-settle(const Settlement *settlement, MsgqStorage **storage)
+settle(Settlement *settlement, MsgqStorage **storage)
 {
 	SettleResult result = settle_in_open(settlement, *storage);
 
@@ -644,6 +666,21 @@ msgq_archive_batch(PG_FUNCTION_ARGS)
 											 "msgq.archive_batch()");
 
 	return settle_batch(fcinfo, &settlement);
+}
+
+/* reply(queue, receipt, body) */
+PG_FUNCTION_INFO_V1(msgq_reply);
+Datum
+msgq_reply(PG_FUNCTION_ARGS)
+{
+	Settlement	settlement = {
+		.action = REPLY,
+		.command = "msgq.reply()",
+		.reply = msgq_arg(fcinfo, 2, "body")
+	};
+	bool		done = DatumGetBool(settle_one(fcinfo, &settlement));
+
+	PG_RETURN_BOOL(done && !settlement.is_late);
 }
 
 PG_FUNCTION_INFO_V1(msgq_nack);

@@ -70,7 +70,7 @@
 
 /* "msgq", and a number to be raised with every change of the layout. */
 #define SHARED_MAGIC		0x6d736771
-#define SHARED_LAYOUT		5
+#define SHARED_LAYOUT		6
 
 #define DEFAULT_QUEUES		256
 

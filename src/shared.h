@@ -28,6 +28,7 @@ typedef enum MsgqCounter
 	MSGQ_CANCELLED,
 	MSGQ_ARCHIVED,
 	MSGQ_REDRIVEN,
+	MSGQ_LATE_REPLIES,
 	MSGQ_NCOUNTERS
 } MsgqCounter;
 

@@ -470,8 +470,9 @@ msgq_create_stream(PG_FUNCTION_ARGS)
 				 errhint("Creating streams needs the privilege CREATE on schema msgq.")));
 
 	msgq_lock_metadata();
+	msgq_refuse_taken_name(name, if_not_exists ? "stream" : NULL);
 	stream = msgq_stream_find(name);
-	if (stream && if_not_exists)
+	if (stream)
 	{
 		Settings	present = settings_of(stream);
 
@@ -484,11 +485,6 @@ msgq_create_stream(PG_FUNCTION_ARGS)
 		compare_settings(name, &wanted, &present);
 		PG_RETURN_VOID();
 	}
-	if (stream || msgq_queue_find(name))
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_OBJECT),
-				 errmsg("%s \"%s\" already exists", stream ? "stream" : "queue",
-						name)));
 	check_dead_letter_queue(&wanted);
 	create(name, &wanted);
 	msgq_queue_changed();
@@ -626,6 +622,7 @@ drop_storage(const MsgqStream *stream)
 	for (int n = 1; n <= MSGQ_GROUP_LOGS; n++)
 		drop_if_there("TABLE", psprintf("s%d_g%d", id, n));
 	drop_if_there("SEQUENCE", psprintf("s%d_id", id));
+	msgq_bindings_drop(id);
 	msgq_spi_run("DELETE FROM msgq.stream_group WHERE stream_id = %d", id);
 	msgq_spi_run("DELETE FROM msgq.stream_segment WHERE stream_id = %d", id);
 	msgq_spi_run("DELETE FROM msgq.stream WHERE id = %d", id);

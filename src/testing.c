@@ -52,6 +52,9 @@ static const struct config_enum_entry points[] = {
 	{"receive-opened", MSGQ_POINT_RECEIVE_OPENED, false},
 	{"sequence-horizon", MSGQ_POINT_SEQUENCE_HORIZON, false},
 	{"sequence-snapshot", MSGQ_POINT_SEQUENCE_SNAPSHOT, false},
+	{"publish-routed", MSGQ_POINT_PUBLISH_ROUTED, false},
+	{"request-sent", MSGQ_POINT_REQUEST_SENT, false},
+	{"reply-stored", MSGQ_POINT_REPLY_STORED, false},
 	{NULL, 0, false}
 };
 

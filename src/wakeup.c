@@ -30,6 +30,9 @@
  * savepoint wakes at the end of the transaction.  A waiter wakes by itself
  * when the next message falls due (receive.c).
  *
+ * Whoever waits for the reply to a request (request.c) is told by his latch alone,
+ * since the request says which process he is.
+ *
  * In a stream, waiters are told of positions by the commit of a step of the
  * sequencer, and of partitions that have become free by the end of whoever had
  * them; and the sequencer is woken by the commit, or the preparing, of whoever
@@ -76,6 +79,11 @@ typedef struct Mark
 	int			at_abort;
 	bool		appended;		/* entries, to a stream */
 } Mark;
+
+/* Processes that wait for the current transaction's replies. */
+static int *processes = NULL;
+static int	nprocesses = 0;
+static int	processes_room = 0;
 
 static Mark *marks = NULL;
 static int	nmarks = 0;
@@ -203,6 +211,27 @@ msgq_wake_sequencer_at_commit(MsgqSlot *slot)
 		mark_of(slot)->appended = true;
 }
 
+/*
+ * This process, or one that has taken its place, has something to look at if
+ * the transaction commits.
+ */
+void
+msgq_wake_process_at_commit(int process)
+{
+	if (process < 0 || process >= (int) ProcGlobal->allProcCount)
+		return;
+	processes = msgq_make_room(processes, nprocesses, &processes_room, sizeof(int));
+	processes[nprocesses++] = process;
+}
+
+static void
+wake_processes(bool committed)
+{
+	for (int i = 0; committed && i < nprocesses; i++)
+		SetLatch(&ProcGlobal->allProcs[processes[i]].procLatch);
+	nprocesses = 0;
+}
+
 /* There is something for the sequencer to look at.  Cannot fail. */
 static void
 wake_sequencer(void)
@@ -226,6 +255,7 @@ wake_sequencer(void)
 void
 msgq_wakeup_transaction_ended(bool committed)
 {
+	wake_processes(committed);
 	if (nmarks == 0)
 		return;
 	pg_memory_barrier();
@@ -256,6 +286,7 @@ msgq_wakeup_forget(void)
 	pg_memory_barrier();
 	wake_sequencer();
 	nmarks = 0;
+	nprocesses = 0;
 }
 
 /* ---------------------------------------------------------------------------

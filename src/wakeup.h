@@ -17,6 +17,7 @@ extern void msgq_wakeup_init(void);
 
 extern void msgq_wake_at_commit(MsgqSlot *slot, int messages);
 extern void msgq_wake_sequencer_at_commit(MsgqSlot *slot);
+extern void msgq_wake_process_at_commit(int process);
 extern void msgq_wake_at_abort(MsgqSlot *slot, int messages);
 extern void msgq_wakeup_transaction_ended(bool committed);
 extern void msgq_wakeup_subtransaction_aborted(void);

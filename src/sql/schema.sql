@@ -200,6 +200,70 @@ CREATE TABLE msgq.stream_group (
 COMMENT ON TABLE msgq.stream_group IS
 'the consumer groups of each stream; where they are is in msgq.s<stream_id>_g1 and _g2';
 
+/*
+ * Topics.  Their numbers come from msgq.queue_id too.  src/topic.h mirrors the
+ * attribute numbers of these tables.  alternate is the number of another topic.
+ * log says which of the tables msgq.t<id>_1 and _2 takes the last messages;
+ * log_bytes is the size that it had after the last turn (src/retained.c).
+ */
+CREATE TABLE msgq.topic (
+	id int NOT NULL PRIMARY KEY,
+	name text COLLATE "C" NOT NULL UNIQUE,
+	created_at timestamptz NOT NULL,
+	kind text COLLATE "C" NOT NULL CHECK (kind IN ('direct', 'fanout', 'topic', 'headers')),
+	on_unroutable text COLLATE "C" NOT NULL CHECK (on_unroutable IN ('error', 'drop', 'alternate')),
+	alternate int,
+	retain boolean NOT NULL,
+	max_retained bigint NOT NULL,
+	log int NOT NULL CHECK (log IN (1, 2)),
+	log_bytes bigint NOT NULL
+);
+
+COMMENT ON TABLE msgq.topic IS
+'the topics and their settings; written by msgq.create_topic and its kin only; read msgq.topics instead';
+
+CREATE SEQUENCE msgq.binding_id AS int CACHE 1;
+
+-- The target is a queue, a stream or a topic, whichever has that number.
+CREATE TABLE msgq.binding (
+	topic_id int NOT NULL,
+	id int NOT NULL,
+	target_id int NOT NULL,
+	pattern text COLLATE "C" NOT NULL,
+	header_match jsonb,
+	filter jsonpath,
+	retained boolean NOT NULL,
+	created_at timestamptz NOT NULL,
+	PRIMARY KEY (topic_id, id)
+);
+
+COMMENT ON TABLE msgq.binding IS
+'what the topics send where; written by msgq.bind and msgq.unbind only; read msgq.bindings instead';
+
+/*
+ * Replies to requests that nobody has fetched yet (src/request.c).  They are
+ * for sessions that wait for them, and no dump has any.
+ */
+CREATE TABLE msgq.reply_1 (
+	id uuid NOT NULL PRIMARY KEY,
+	queue_id int NOT NULL,
+	deadline timestamptz NOT NULL,
+	body jsonb NOT NULL
+);
+
+CREATE TABLE msgq.reply_2 (
+	id uuid NOT NULL PRIMARY KEY,
+	queue_id int NOT NULL,
+	deadline timestamptz NOT NULL,
+	body jsonb NOT NULL
+);
+
+COMMENT ON TABLE msgq.reply_1 IS
+'replies for sessions that wait in msgq.request; one of two tables that take turns';
+
+COMMENT ON TABLE msgq.reply_2 IS
+'replies for sessions that wait in msgq.request; one of two tables that take turns';
+
 SELECT pg_catalog.pg_extension_config_dump('msgq.queue_id', '');
 SELECT pg_catalog.pg_extension_config_dump('msgq.queue', '');
 SELECT pg_catalog.pg_extension_config_dump('msgq.segment', '');
@@ -209,3 +273,6 @@ SELECT pg_catalog.pg_extension_config_dump('msgq.stream', '');
 SELECT pg_catalog.pg_extension_config_dump('msgq.stream_segment', '');
 SELECT pg_catalog.pg_extension_config_dump('msgq.stream_group_id', '');
 SELECT pg_catalog.pg_extension_config_dump('msgq.stream_group', '');
+SELECT pg_catalog.pg_extension_config_dump('msgq.topic', '');
+SELECT pg_catalog.pg_extension_config_dump('msgq.binding_id', '');
+SELECT pg_catalog.pg_extension_config_dump('msgq.binding', '');

@@ -63,6 +63,7 @@ CREATE FUNCTION msgq.list_queue_stats(
 	OUT cancelled_total bigint,
 	OUT archived_total bigint,
 	OUT redriven_total bigint,
+	OUT late_replies_total bigint,
 	OUT size_bytes bigint,
 	OUT segments int,
 	OUT exact boolean)

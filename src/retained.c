@@ -1,0 +1,515 @@
+/*
+ * retained.c
+ *		Keeps the last message of each routing key of a topic, for queues and
+ *		streams that will be bound to it.
+ *
+ * Whoever publishes appends the message to a log, in his transaction; nobody
+ * updates a row, so that publishers with the same routing key do not wait for
+ * each other, and a snapshot that is held does no harm.  The last message of a
+ * routing key is the one with the highest id.  One without content, the JSON
+ * value null or no bytes, clears it, as in MQTT.
+ *
+ * A publisher holds RowExclusive on the log of each topic that the message
+ * passes, to the end of his transaction, whether or not the topic retains
+ * messages.  Who binds with retained => true takes ShareRowExclusive on both
+ * tables of the log, reads, and holds it until he commits.  So a message is
+ * either committed before, and then found in the log, or routed after, by a
+ * routing that has the new binding: it is not lost in between.
+ *
+ * The two tables of a log take turns (column log of msgq.topic says which one
+ * takes new rows).  When the current one has grown to twice what was left in it
+ * by the last turn, the other one becomes current.  Then, as soon as nobody
+ * uses the kept one,
+ *
+ *	1. its rows are deleted, and those that are still the last ones of their
+ *	   routing keys are stored again in the current one;
+ *	2. when no snapshot shows it the rows that were there before (it would not
+ *	   show those in the other table), the table is truncated.
+ *
+ * At most max_retained of them are stored again, those that were published
+ * last: so what is kept is bounded by that and by what one turn brings.
+ *
+ * src/retained.c
+ */
+#include "msgq.h"
+
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "commands/sequence.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#include "admin.h"
+#include "argument.h"
+#include "destination.h"
+#include "message.h"
+#include "owner.h"
+#include "retained.h"
+#include "route.h"
+#include "testing.h"
+#include "worker.h"
+
+/* A log is not turned before it has this size. */
+#define MIN_TURN_BYTES		(INT64CONST(16) * 1024 * 1024)
+
+/* Messages that are delivered at once to a new target. */
+#define DELIVERY_ROWS		100
+
+/* Says of a message that it was published before its target was bound. */
+#define RETAINED_HEADER		"msgq-retained"
+
+/* ---------------------------------------------------------------------------
+ * Publishing
+ * ---------------------------------------------------------------------------
+ */
+
+/*
+ * Locks the table that takes new messages; NULL if it has gone, and then the
+ * routing is old.
+ */
+Relation
+msgq_retained_lock(const MsgqTopic *topic)
+{
+	Relation	log = try_table_open(topic->logs[topic->log], RowExclusiveLock);
+
+	if (log == NULL)
+		msgq_topic_forget_all();
+	msgq_worker_want();
+	return log;
+}
+
+/* Appends a message, if the topic retains any; closes the table. */
+void
+msgq_retained_add(Relation log, const MsgqTopic *topic, Datum routing_key,
+				  const MsgqOutgoing *out)
+{
+	Datum		values[Natts_retained] = {0};
+	bool		nulls[Natts_retained];
+	TimestampTz expires_at = msgq_outgoing_expires_at(out, 0);
+	MsgqTable  *table;
+
+	if (!topic->retain)
+	{
+		table_close(log, NoLock);
+		return;
+	}
+	memset(nulls, true, sizeof(nulls));
+#define SET(column, value) \
+	(values[(column) - 1] = (value), nulls[(column) - 1] = false)
+	SET(Anum_retained_routing_key, routing_key);
+	SET(Anum_retained_id,
+		Int64GetDatum(nextval_internal(topic->sequence, false)));
+	SET(Anum_retained_published_at, TimestampTzGetDatum(out->now));
+	SET(Anum_retained_priority, Int16GetDatum(out->priorities[0]));
+	if (out->visible_at[0] != 0)
+		SET(Anum_retained_visible_at, TimestampTzGetDatum(out->visible_at[0]));
+	if (expires_at != 0)
+		SET(Anum_retained_expires_at, TimestampTzGetDatum(expires_at));
+	if (out->group_keys[0])
+		SET(Anum_retained_group_key, PointerGetDatum(out->group_keys[0]));
+	if (!out->no_headers[0])
+		SET(Anum_retained_headers, out->headers[0]);
+	SET(out->content_column == Anum_segment_body ?
+		Anum_retained_body : Anum_retained_data, out->contents[0]);
+#undef SET
+	table = msgq_table_open(log, Natts_retained, MSGQ_RETAINED_REQUIRED,
+							RowExclusiveLock);
+	msgq_table_insert(table, values, nulls);
+	msgq_table_close(table, NoLock);
+}
+
+/* ---------------------------------------------------------------------------
+ * Delivering to a new target
+ * ---------------------------------------------------------------------------
+ */
+
+/* Delivers what one binding takes to its target. */
+typedef struct Delivery
+{
+	const MsgqTopic *topic;
+	const MsgqBinding *binding;
+	MsgqMatcher *matcher;		/* of the binding alone */
+	MsgqDestination destination;
+	int64		delivered;
+} Delivery;
+
+static Datum
+column(int row, AttrNumber n, bool *is_null)
+{
+	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, n,
+						 is_null);
+}
+
+/* {"msgq-retained": true} besides what was there. */
+static Datum
+with_retained_header(Datum headers, bool no_headers)
+{
+	Datum		addition = DirectFunctionCall1(jsonb_in,
+											   CStringGetDatum("{\"" RETAINED_HEADER "\": true}"));
+
+	return no_headers ? addition :
+		DirectFunctionCall2(jsonb_concat, headers, addition);
+}
+
+/* Does the binding take the message in this row? */
+static bool
+is_taken(Delivery *delivery, int row)
+{
+	bool		is_null;
+	bool		no_headers;
+	bool		no_body;
+	Datum		headers = column(row, Anum_retained_headers, &no_headers);
+	Datum		body = column(row, Anum_retained_body, &no_body);
+	char	   *key = TextDatumGetCString(column(row, Anum_retained_routing_key,
+												 &is_null));
+	MsgqRoutable message = {
+		.routing_key = key,
+		.headers = no_headers ? NULL : &headers,
+		.body = no_body ? NULL : &body
+	};
+	int			number;
+
+	return msgq_matcher_match(delivery->matcher, key, &number) > 0 &&
+		msgq_binding_accepts(delivery->binding, &message);
+}
+
+/* Message number i from a row. */
+static void
+fill_message(MsgqOutgoing *out, int i, int row, AttrNumber content_column)
+{
+	bool		is_null;
+	bool		no_headers;
+	Datum		headers = column(row, Anum_retained_headers, &no_headers);
+	Datum		value;
+
+	out->contents[i] = column(row, content_column, &is_null);
+	out->headers[i] = with_retained_header(headers, no_headers);
+	out->no_headers[i] = false;
+	out->priorities[i] = DatumGetInt16(column(row, Anum_retained_priority, &is_null));
+	value = column(row, Anum_retained_visible_at, &is_null);
+	if (!is_null && DatumGetTimestampTz(value) > out->now)
+		out->visible_at[i] = DatumGetTimestampTz(value);
+	value = column(row, Anum_retained_expires_at, &is_null);
+	out->expires_at[i] = is_null ? 0 : DatumGetTimestampTz(value);
+	value = column(row, Anum_retained_group_key, &is_null);
+	out->group_keys[i] = is_null ? NULL : DatumGetTextPP(value);
+}
+
+/* Delivers rows that the binding takes, all with the same kind of content. */
+static void
+deliver_rows(Delivery *delivery, const int *rows, int n, AttrNumber content_column)
+{
+	MsgqOutgoing out;
+	Datum	   *routing_keys = palloc(sizeof(Datum) * n);
+
+	msgq_outgoing_init(&out, n, content_column == Anum_retained_body ?
+					   Anum_segment_body : Anum_segment_data);
+	out.expires_at = palloc(sizeof(TimestampTz) * n);
+	for (int i = 0; i < n; i++)
+	{
+		bool		is_null;
+
+		routing_keys[i] = column(rows[i], Anum_retained_routing_key, &is_null);
+		fill_message(&out, i, rows[i], content_column);
+	}
+	delivery->delivered += msgq_destination_store(&delivery->destination, &out,
+												  routing_keys, NULL);
+}
+
+static AttrNumber
+content_column_of(int row)
+{
+	bool		no_body;
+
+	(void) column(row, Anum_retained_body, &no_body);
+	return no_body ? Anum_retained_data : Anum_retained_body;
+}
+
+/* Delivers what was fetched, in its order, kind by kind of content. */
+static void
+deliver_fetched(Delivery *delivery)
+{
+	int			n = SPI_processed;
+	int		   *rows = palloc(sizeof(int) * n);
+	int			taken = 0;
+	AttrNumber	kind = Anum_retained_body;
+
+	for (int row = 0; row < n; row++)
+	{
+		if (!is_taken(delivery, row))
+			continue;
+		if (taken > 0 && content_column_of(row) != kind)
+		{
+			deliver_rows(delivery, rows, taken, kind);
+			taken = 0;
+		}
+		kind = content_column_of(row);
+		rows[taken++] = row;
+	}
+	if (taken > 0)
+		deliver_rows(delivery, rows, taken, kind);
+}
+
+/* Goes through all that the topic retains, in the order of its ids. */
+static void
+deliver_all(Delivery *delivery)
+{
+	char	   *sql = psprintf("SELECT * FROM ("
+							   "SELECT DISTINCT ON (routing_key) * FROM ("
+							   "SELECT * FROM msgq.t%1$d_1 UNION ALL SELECT * FROM msgq.t%1$d_2) AS kept "
+							   "ORDER BY routing_key, id DESC) AS last "
+							   "WHERE (expires_at IS NULL OR expires_at > $1) "
+							   "AND body IS DISTINCT FROM 'null' AND data IS DISTINCT FROM '' "
+							   "ORDER BY id", delivery->topic->id);
+	Oid			type = TIMESTAMPTZOID;
+	Datum		now = TimestampTzGetDatum(msgq_now());
+	SPIPlanPtr	plan = SPI_prepare(sql, 1, &type);
+	MemoryContext batch = AllocSetContextCreate(CurrentMemoryContext,
+												"msgq retained messages",
+												ALLOCSET_DEFAULT_SIZES);
+	MemoryContext caller = MemoryContextSwitchTo(batch);
+	Portal		portal;
+
+	if (plan == NULL)
+		elog(ERROR, "could not prepare \"%s\"", sql);
+	PushActiveSnapshot(GetLatestSnapshot());
+	/* Read-only: it shows what its snapshot does, not what is stored. */
+	portal = SPI_cursor_open(NULL, plan, &now, NULL, true);
+	for (;;)
+	{
+		SPI_cursor_fetch(portal, true, DELIVERY_ROWS);
+		if (SPI_processed == 0)
+			break;
+		deliver_fetched(delivery);
+		SPI_freetuptable(SPI_tuptable);
+		MemoryContextReset(batch);
+	}
+	SPI_cursor_close(portal);
+	PopActiveSnapshot();
+	MemoryContextSwitchTo(caller);
+	MemoryContextDelete(batch);
+}
+
+/*
+ * Delivers the last message of each routing key to the target of a new binding,
+ * as far as the binding takes them; returns how many.  Waits for all who are
+ * publishing to the topic, and keeps others waiting to the end of the
+ * transaction.  command is the caller's name, for messages.
+ */
+int64
+msgq_retained_deliver(const char *command, const MsgqTopic *topic,
+					  const MsgqBinding *binding)
+{
+	Delivery	delivery = {.topic = topic,.binding = binding};
+	MsgqSpi		spi;
+
+	for (int i = 0; i < MSGQ_RETAINED_LOGS; i++)
+	{
+		Relation	log;
+
+		LockRelationOid(topic->logs[i], ShareRowExclusiveLock);
+		log = table_open(topic->logs[i], NoLock);
+		/* Nobody's rule may run as the owner. */
+		msgq_table_close(msgq_table_open(log, Natts_retained,
+										 MSGQ_RETAINED_REQUIRED, AccessShareLock),
+						 NoLock);
+	}
+	delivery.matcher = msgq_matcher_create(topic->kind == MSGQ_TOPIC_DIRECT ?
+										   MSGQ_SYNTAX_EXACT : MSGQ_SYNTAX_AMQP);
+	msgq_matcher_add(delivery.matcher, binding->pattern, 0);
+	/* With metadata locked, the target cannot go. */
+	if (!msgq_destination_open(&delivery.destination, command, &binding->target,
+							   0, MSGQ_MAX_PRIORITIES - 1))
+		elog(ERROR, "target with number %d has gone while it was being bound",
+			 binding->target.id);
+	msgq_spi_begin(&spi, msgq_storage_owner());
+	deliver_all(&delivery);
+	msgq_spi_end(&spi);
+	msgq_destination_close(&delivery.destination, false);
+	return delivery.delivered;
+}
+
+/* ---------------------------------------------------------------------------
+ * The log
+ * ---------------------------------------------------------------------------
+ */
+
+/* Makes table number n of a topic's log; within SPI, as the owner. */
+void
+msgq_retained_create_log(int32 topic_id, int n)
+{
+	msgq_spi_run("CREATE TABLE msgq.t%1$d_%2$d ("
+				 "routing_key text COLLATE \"C\" NOT NULL, "
+				 "id bigint NOT NULL, "
+				 "published_at timestamptz NOT NULL, "
+				 "priority smallint NOT NULL, "
+				 "visible_at timestamptz, "
+				 "expires_at timestamptz, "
+				 "group_key text, "
+				 "headers jsonb, "
+				 "body jsonb, "
+				 "data bytea, "
+				 "CONSTRAINT t%1$d_%2$d_pkey PRIMARY KEY (routing_key, id)) USING heap",
+				 topic_id, n);
+}
+
+/* Forgets all that a topic retains; waits for those who are publishing. */
+void
+msgq_retained_drop_all(const MsgqTopic *topic)
+{
+	MsgqSpi		spi;
+
+	msgq_spi_begin(&spi, msgq_storage_owner());
+	for (int i = 0; i < MSGQ_RETAINED_LOGS; i++)
+		LockRelationOid(topic->logs[i], AccessExclusiveLock);
+	msgq_spi_run("DELETE FROM msgq.t%d_1", topic->id);
+	msgq_spi_run("DELETE FROM msgq.t%d_2", topic->id);
+	msgq_spi_end(&spi);
+}
+
+/* What a turn has to know of a topic. */
+typedef struct LogState
+{
+	int			current;		/* 1 or 2 */
+	int			kept;
+	int64		max_retained;
+	int64		bytes;			/* of the current one, after the last turn */
+	Oid			current_table;	/* InvalidOid: it has gone */
+	Oid			kept_table;
+} LogState;
+
+/* False if the topic has gone; within SPI. */
+static bool
+read_state(int32 topic_id, LogState *state)
+{
+	bool		is_null;
+
+	msgq_spi_run("SELECT log, max_retained, log_bytes FROM msgq.topic WHERE id = %d",
+				 topic_id);
+	if (SPI_processed == 0)
+		return false;
+	state->current = DatumGetInt32(column(0, 1, &is_null));
+	state->kept = 3 - state->current;
+	state->max_retained = DatumGetInt64(column(0, 2, &is_null));
+	state->bytes = DatumGetInt64(column(0, 3, &is_null));
+	state->current_table = msgq_relation_oid(psprintf("t%d_%d", topic_id, state->current));
+	state->kept_table = msgq_relation_oid(psprintf("t%d_%d", topic_id, state->kept));
+	return OidIsValid(state->current_table) && OidIsValid(state->kept_table);
+}
+
+/* Refuses tables to which somebody has added what would run as the owner. */
+static void
+check_table(Oid table_oid)
+{
+	Relation	table = table_open(table_oid, RowExclusiveLock);
+
+	msgq_table_close(msgq_table_open(table, Natts_retained,
+									 MSGQ_RETAINED_REQUIRED, RowExclusiveLock),
+					 NoLock);
+}
+
+/*
+ * Moves what is still the last of its routing key from the kept table, which
+ * is locked, to the current one; within SPI.  A clearing message stays as long
+ * as it has something to clear in the current one.
+ */
+static void
+move_rows(int32 topic_id, const LogState *state)
+{
+	msgq_spi_run("WITH gone AS (DELETE FROM ONLY msgq.t%1$d_%2$d RETURNING *), "
+				 "last AS (SELECT DISTINCT ON (routing_key) * FROM gone "
+				 "ORDER BY routing_key, id DESC) "
+				 "INSERT INTO msgq.t%1$d_%3$d SELECT * FROM last "
+				 "WHERE (expires_at IS NULL OR expires_at > clock_timestamp()) "
+				 "AND NOT EXISTS (SELECT FROM msgq.t%1$d_%3$d AS later "
+				 "WHERE later.routing_key = last.routing_key AND later.id > last.id) "
+				 "AND (body IS DISTINCT FROM 'null' AND data IS DISTINCT FROM '' "
+				 "OR EXISTS (SELECT FROM msgq.t%1$d_%3$d AS earlier "
+				 "WHERE earlier.routing_key = last.routing_key)) "
+				 "ORDER BY id DESC LIMIT %4$lld",
+				 topic_id, state->kept, state->current,
+				 (long long) state->max_retained);
+	msgq_spi_run("UPDATE msgq.topic SET log_bytes = pg_total_relation_size('msgq.t%d_%d') "
+				 "WHERE id = %d", topic_id, state->current, topic_id);
+}
+
+/* Empties the kept table, in one of the two steps; within SPI. */
+static void
+empty_kept(int32 topic_id, const LogState *state, MsgqRound *round)
+{
+	Relation	table;
+	bool		has_row;
+	bool		is_shown;
+
+	if (!msgq_lock_table_between_calls(state->kept_table))
+	{
+		round->waiting++;
+		return;
+	}
+	check_table(state->kept_table);
+	check_table(state->current_table);
+	table = table_open(state->kept_table, NoLock);
+	has_row = msgq_table_has_row(table);
+	is_shown = !has_row && msgq_table_has_row_for_somebody(table);
+	table_close(table, NoLock);
+	if (has_row)
+		move_rows(topic_id, state);
+	else if (is_shown)
+		round->waiting++;
+	else
+	{
+		msgq_spi_run("TRUNCATE ONLY msgq.t%d_%d", topic_id, state->kept);
+		round->emptied++;
+	}
+}
+
+/* Lets the other table take new messages; within SPI. */
+static bool
+turn(int32 topic_id, const LogState *state, MsgqRound *round)
+{
+	if (!msgq_try_lock_metadata())
+	{
+		round->waiting++;
+		return false;
+	}
+	msgq_spi_run("UPDATE msgq.topic SET log = %d WHERE id = %d AND log = %d",
+				 state->kept, topic_id, state->current);
+	msgq_topic_changed();
+	round->rotated++;
+	return true;
+}
+
+/*
+ * One step of a turn of the log of the topic with this number, if one is due;
+ * true if it did something, or has to try again.  In a transaction of its own,
+ * which should end at once.
+ */
+bool
+msgq_retained_turn(int32 topic_id, MsgqRound *round)
+{
+	LogState	state;
+	MsgqSpi		spi;
+	bool		done = false;
+
+	msgq_spi_begin(&spi, msgq_storage_owner());
+	if (read_state(topic_id, &state))
+	{
+		if (msgq_table_main_bytes(state.kept_table) > 0)
+		{
+			empty_kept(topic_id, &state, round);
+			done = true;
+		}
+		else if (msgq_table_bytes(state.current_table) >=
+				 Max(MIN_TURN_BYTES, 2 * state.bytes))
+			done = turn(topic_id, &state, round);
+	}
+	msgq_spi_end(&spi);
+	return done;
+}

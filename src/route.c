@@ -1,0 +1,258 @@
+/*
+ * route.c
+ *		Where a message goes: from binding to binding, from topic to topic.
+ *
+ * A binding takes a message if all its conditions hold: the pattern matches the
+ * routing key, the headers are what they must be, the filter passes.  A topic
+ * all of whose bindings decline sends the message to its alternate, if it has
+ * one.  Each topic is passed once, and each queue or stream is a target once,
+ * however many ways lead there.
+ *
+ * Topics cannot lead back to themselves (topicadmin.c sees to it).
+ *
+ * src/route.c
+ */
+#include "msgq.h"
+
+#include "funcapi.h"
+#include "lib/qunique.h"
+#include "utils/builtins.h"
+#include "utils/jsonpath.h"
+#include "utils/tuplestore.h"
+
+#include "argument.h"
+#include "owner.h"
+#include "route.h"
+
+/* Called for each binding that takes the message. */
+typedef void (*BindingVisitor) (void *context, const MsgqTopic *topic,
+								const MsgqBinding *binding);
+
+/* Does the filter pass, as far as that can be told? */
+static bool
+filter_passes(const MsgqBinding *binding, MsgqRoutable *message)
+{
+	if (binding->filter == NULL || message->ignores_filters)
+		return true;
+	if (message->filter_input == (Datum) 0)
+		message->filter_input = msgq_filter_input(message->headers, message->body);
+	return msgq_filter_passes(binding->filter, message->filter_input);
+}
+
+/* Does the binding take the message, if its pattern matches the routing key? */
+bool
+msgq_binding_accepts(const MsgqBinding *binding, MsgqRoutable *message)
+{
+	return (binding->headers == NULL ||
+			msgq_header_match_passes(binding->headers, message->headers ?
+									 DatumGetJsonbP(*message->headers) : NULL)) &&
+		filter_passes(binding, message);
+}
+
+/* Calls the visitor for the bindings of one topic; false if there are none. */
+static bool
+visit_topic(const MsgqTopic *topic, MsgqRoutable *message, int *numbers,
+			BindingVisitor visitor, void *context)
+{
+	int			n = msgq_matcher_match(topic->matcher, message->routing_key,
+									   numbers);
+	bool		taken = false;
+
+	for (int i = 0; i < n; i++)
+	{
+		const MsgqBinding *binding = &topic->bindings[numbers[i]];
+
+		if (!msgq_binding_accepts(binding, message))
+			continue;
+		taken = true;
+		visitor(context, topic, binding);
+	}
+	return taken;
+}
+
+/* The topics that are to be passed. */
+typedef struct Itinerary
+{
+	int			n;
+	int		   *topics;
+	bool	   *is_known;
+	BindingVisitor visitor;
+	void	   *context;
+} Itinerary;
+
+static void
+pass(Itinerary *itinerary, int topic)
+{
+	if (topic < 0 || itinerary->is_known[topic])
+		return;
+	itinerary->is_known[topic] = true;
+	itinerary->topics[itinerary->n++] = topic;
+}
+
+static void
+visit_binding(void *context, const MsgqTopic *topic, const MsgqBinding *binding)
+{
+	Itinerary  *itinerary = context;
+
+	if (binding->target.kind == MSGQ_TARGET_TOPIC)
+		pass(itinerary, binding->target.topic);
+	itinerary->visitor(itinerary->context, topic, binding);
+}
+
+/* Goes from topic to topic. */
+static Itinerary
+travel(const MsgqRouting *routing, MsgqRoutable *message,
+	   BindingVisitor visitor, void *context)
+{
+	int		   *numbers = palloc(sizeof(int) * Max(routing->max_bindings, 1));
+	Itinerary	itinerary = {
+		.topics = palloc(sizeof(int) * routing->ntopics),
+		.is_known = palloc0(sizeof(bool) * routing->ntopics),
+		.visitor = visitor,
+		.context = context
+	};
+
+	pass(&itinerary, 0);
+	for (int i = 0; i < itinerary.n; i++)
+	{
+		const MsgqTopic *topic = &routing->topics[itinerary.topics[i]];
+
+		if (!visit_topic(topic, message, numbers, visit_binding, &itinerary))
+			pass(&itinerary, topic->alternate);
+	}
+	pfree(numbers);
+	return itinerary;
+}
+
+/* ---------------------------------------------------------------------------
+ * Targets
+ * ---------------------------------------------------------------------------
+ */
+
+static void
+collect_target(void *context, const MsgqTopic *topic, const MsgqBinding *binding)
+{
+	List	  **targets = context;
+
+	if (binding->target.kind != MSGQ_TARGET_TOPIC)
+		*targets = lappend(*targets, (void *) &binding->target);
+}
+
+static int
+compare_targets(const void *left, const void *right)
+{
+	const MsgqTarget *a = *(const MsgqTarget *const *) left;
+	const MsgqTarget *b = *(const MsgqTarget *const *) right;
+
+	return a->id < b->id ? -1 : a->id > b->id;
+}
+
+/* Where the message goes; in the current memory context. */
+MsgqRoute *
+msgq_route(const MsgqRouting *routing, MsgqRoutable *message)
+{
+	MsgqRoute  *route = palloc0(sizeof(MsgqRoute));
+	List	   *targets = NIL;
+	Itinerary	itinerary = travel(routing, message, collect_target, &targets);
+	ListCell   *cell;
+
+	route->topics = palloc(sizeof(MsgqTopic *) * itinerary.n);
+	while (route->ntopics < itinerary.n)
+	{
+		route->topics[route->ntopics] =
+			&routing->topics[itinerary.topics[route->ntopics]];
+		route->ntopics++;
+	}
+	route->targets = palloc(sizeof(MsgqTarget *) * Max(list_length(targets), 1));
+	foreach(cell, targets)
+		route->targets[route->ntargets++] = lfirst(cell);
+	qsort(route->targets, route->ntargets, sizeof(MsgqTarget *), compare_targets);
+	if (route->ntargets > 1)
+		route->ntargets = qunique(route->targets, route->ntargets,
+								  sizeof(MsgqTarget *), compare_targets);
+	return route;
+}
+
+/* The topic that decides about a message without any target. */
+const MsgqTopic *
+msgq_route_last_resort(const MsgqRouting *routing)
+{
+	const MsgqTopic *topic = &routing->topics[0];
+
+	while (topic->on_unroutable == MSGQ_UNROUTABLE_ALTERNATE &&
+		   topic->alternate >= 0)
+		topic = &routing->topics[topic->alternate];
+	return topic;
+}
+
+/* A routing key has at most MSGQ_MAX_ROUTING_KEY_BYTES bytes (22023). */
+void
+msgq_check_routing_key(const char *key, const char *argument)
+{
+	if (strlen(key) > MSGQ_MAX_ROUTING_KEY_BYTES)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must not be longer than %d bytes",
+						argument, MSGQ_MAX_ROUTING_KEY_BYTES),
+				 errdetail("It has %zu bytes.", strlen(key))));
+}
+
+/* ---------------------------------------------------------------------------
+ * By SQL
+ * ---------------------------------------------------------------------------
+ */
+
+/* Columns of the result of route. */
+enum
+{
+	Anum_route_target = 1,
+	Anum_route_binding,
+	Anum_route_pattern,
+	Anum_route_topic,
+	Anum_route_header_match,
+	Anum_route_filter,
+	Natts_route = Anum_route_filter
+};
+
+static void
+put_binding(void *context, const MsgqTopic *topic, const MsgqBinding *binding)
+{
+	ReturnSetInfo *result = context;
+	Datum		values[Natts_route] = {0};
+	bool		nulls[Natts_route] = {false};
+
+#define SET(column, value) (values[(column) - 1] = (value))
+	SET(Anum_route_target, CStringGetTextDatum(NameStr(binding->target.name)));
+	SET(Anum_route_binding, Int32GetDatum(binding->id));
+	SET(Anum_route_pattern, CStringGetTextDatum(binding->pattern));
+	SET(Anum_route_topic, CStringGetTextDatum(NameStr(topic->name)));
+	SET(Anum_route_header_match, PointerGetDatum(binding->header_match));
+	SET(Anum_route_filter, PointerGetDatum(binding->filter));
+#undef SET
+	nulls[Anum_route_header_match - 1] = binding->header_match == NULL;
+	nulls[Anum_route_filter - 1] = binding->filter == NULL;
+	tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+}
+
+/* route(topic, routing_key, headers) */
+PG_FUNCTION_INFO_V1(msgq_route_of);
+Datum
+msgq_route_of(PG_FUNCTION_ARGS)
+{
+	char	   *topic = msgq_arg_name(fcinfo, 0, "topic");
+	char	   *key = msgq_arg_text(fcinfo, 1, "routing_key");
+	Datum		headers = PG_ARGISNULL(2) ? (Datum) 0 : PG_GETARG_DATUM(2);
+	MsgqRoutable message = {.routing_key = key,.ignores_filters = true};
+	const MsgqRouting *routing;
+
+	msgq_check_routing_key(key, "routing_key");
+	if (!PG_ARGISNULL(2))
+	{
+		msgq_check_headers(DatumGetJsonbP(headers));
+		message.headers = &headers;
+	}
+	routing = msgq_routing_get(topic, MSGQ_RIGHT_PEEK);
+	InitMaterializedSRF(fcinfo, 0);
+	(void) travel(routing, &message, put_binding, fcinfo->resultinfo);
+	return (Datum) 0;
+}

@@ -1,0 +1,517 @@
+/*
+ * topic.c
+ *		Finds topics by name, quickly, and checks rights on them.
+ *
+ * Reading order.  A topic keeps no messages for consumers: it sends each one
+ * on, by its bindings, to queues, to streams, and to further topics.  Bindings
+ * are made and removed in topicadmin.c.  pattern.c matches routing keys, and
+ * filter.c the rest of a message; route.c goes from binding to binding and
+ * collects the targets; publish.c stores the message there.  What a topic does
+ * keep is the last message of each routing key, for those who will be bound
+ * (retained.c).
+ *
+ * A topic is a row of msgq.topic, its bindings are rows of msgq.binding, its
+ * rights are privileges on its handle, the view msgq.t<id>.
+ *
+ * Each backend caches the routing of a topic: the topic with all those to which
+ * its messages can get, and all their bindings, compiled.  It is read with one
+ * snapshot, so that whoever changes several bindings in one transaction is seen
+ * to have changed all of them or none.  Whoever changes these tables, or drops
+ * or renames a target, calls msgq_topic_changed: with his commit all backends
+ * get to know that what they have is old.
+ *
+ * A target can go after the routing was read.  publish.c notices when it locks
+ * the targets, and begins anew.
+ *
+ * src/topic.c
+ */
+#include "msgq.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "utils/builtins.h"
+#include "utils/catcache.h"
+#include "utils/fmgroids.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#include "stream.h"
+#include "topic.h"
+
+/* A routing that was looked up, in a memory context of its own. */
+typedef struct CachedRouting
+{
+	NameData	name;			/* hash key: the topic's */
+	MsgqRouting *routing;
+	MemoryContext context;
+} CachedRouting;
+
+static HTAB *cache = NULL;
+
+/* As in queue.c. */
+static uint64 generation = 1;
+static Oid	topic_table = InvalidOid;
+
+static void
+invalidation_callback(Datum arg, Oid relation)
+{
+	if (relation == InvalidOid || relation == topic_table)
+	{
+		generation++;
+		topic_table = InvalidOid;
+	}
+}
+
+/* Once per backend, from _PG_init. */
+void
+msgq_topic_init(void)
+{
+	CacheRegisterRelcacheCallback(invalidation_callback, (Datum) 0);
+}
+
+/* To be called by whoever has changed topics, bindings, or their targets. */
+void
+msgq_topic_changed(void)
+{
+	Oid			table = msgq_relation_oid("topic");
+
+	/* The library may be newer than what CREATE EXTENSION has made. */
+	if (OidIsValid(table))
+		CacheInvalidateRelcacheByRelid(table);
+}
+
+/* What is cached must be old: something was not there. */
+void
+msgq_topic_forget_all(void)
+{
+	generation++;
+}
+
+/* ---------------------------------------------------------------------------
+ * Reading the metadata
+ * ---------------------------------------------------------------------------
+ */
+
+static const char *const kind_names[] = {
+	[MSGQ_TOPIC_DIRECT] = "direct",
+	[MSGQ_TOPIC_FANOUT] = "fanout",
+	[MSGQ_TOPIC_TOPIC] = "topic",
+	[MSGQ_TOPIC_HEADERS] = "headers",
+};
+
+/* How SQL calls a kind of topics. */
+const char *
+msgq_topic_kind_name(MsgqTopicKind kind)
+{
+	return kind_names[kind];
+}
+
+static MsgqTopicKind
+kind_named(const char *name)
+{
+	for (size_t i = 0; i < lengthof(kind_names); i++)
+	{
+		if (strcmp(kind_names[i], name) == 0)
+			return (MsgqTopicKind) i;
+	}
+	elog(ERROR, "unknown kind of topic: \"%s\"", name);
+	return MSGQ_TOPIC_DIRECT;
+}
+
+static MsgqUnroutable
+unroutable_named(const char *name)
+{
+	if (strcmp(name, "error") == 0)
+		return MSGQ_UNROUTABLE_ERROR;
+	return strcmp(name, "drop") == 0 ? MSGQ_UNROUTABLE_DROP :
+		MSGQ_UNROUTABLE_ALTERNATE;
+}
+
+/* What is being read. */
+typedef struct Reading
+{
+	Snapshot	snapshot;
+	MsgqRouting *routing;
+	int			room;			/* for topics */
+} Reading;
+
+/* Called with the columns of a row. */
+typedef void (*RowReader) (void *context, const Datum *values,
+						   const bool *nulls);
+
+/* Calls it for the rows of a table of metadata that fit a key; how many. */
+static int
+read_rows(const Reading *reading, const char *table_name,
+		  const char *index_name, ScanKey key, RowReader reader, void *context)
+{
+	Relation	table = table_open(msgq_relation_oid(table_name), AccessShareLock);
+	SysScanDesc scan = systable_beginscan(table, msgq_relation_oid(index_name),
+										  true, reading->snapshot, 1, key);
+	Datum	   *values = palloc(sizeof(Datum) * RelationGetDescr(table)->natts);
+	bool	   *nulls = palloc(sizeof(bool) * RelationGetDescr(table)->natts);
+	HeapTuple	row;
+	int			n = 0;
+
+	while (HeapTupleIsValid(row = systable_getnext(scan)))
+	{
+		heap_deform_tuple(row, RelationGetDescr(table), values, nulls);
+		reader(context, values, nulls);
+		n++;
+	}
+	systable_endscan(scan);
+	table_close(table, AccessShareLock);
+	return n;
+}
+
+/* The name is the second column of the table of each kind of target. */
+static void
+read_target_name(void *context, const Datum *values, const bool *nulls)
+{
+	namestrcpy(&((MsgqTarget *) context)->name, TextDatumGetCString(values[1]));
+}
+
+/* What the target is, and its name; false if it is not there. */
+static bool
+find_target(const Reading *reading, MsgqTarget *target)
+{
+	static const struct
+	{
+		MsgqTargetKind kind;
+		const char *table;
+		const char *index;
+	}			kinds[] = {
+		{MSGQ_TARGET_QUEUE, "queue", "queue_pkey"},
+		{MSGQ_TARGET_STREAM, "stream", "stream_pkey"},
+		{MSGQ_TARGET_TOPIC, "topic", "topic_pkey"},
+	};
+
+	for (size_t i = 0; i < lengthof(kinds); i++)
+	{
+		ScanKeyData key;
+
+		/* The id is the first column of each. */
+		ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT4EQ,
+					Int32GetDatum(target->id));
+		target->kind = kinds[i].kind;
+		if (read_rows(reading, kinds[i].table, kinds[i].index, &key,
+					  read_target_name, target) > 0)
+			return true;
+	}
+	return false;
+}
+
+/* Bindings of a topic, as they are being read. */
+typedef struct BindingList
+{
+	const Reading *reading;
+	MsgqTopic  *topic;
+	int			room;
+} BindingList;
+
+static void
+read_binding(void *context, const Datum *values, const bool *nulls)
+{
+	BindingList *list = context;
+	MsgqTopic  *topic = list->topic;
+	MsgqBinding *binding;
+
+	if (topic->nbindings == list->room)
+	{
+		list->room = Max(8, 2 * list->room);
+		topic->bindings = topic->bindings == NULL ?
+			palloc(sizeof(MsgqBinding) * list->room) :
+			repalloc(topic->bindings, sizeof(MsgqBinding) * list->room);
+	}
+	binding = &topic->bindings[topic->nbindings];
+	memset(binding, 0, sizeof(MsgqBinding));
+	binding->target.id = DatumGetInt32(values[Anum_binding_target_id - 1]);
+	/* A dump that was restored in part may lack it. */
+	if (!find_target(list->reading, &binding->target))
+		return;
+	binding->id = DatumGetInt32(values[Anum_binding_id - 1]);
+	binding->pattern = TextDatumGetCString(values[Anum_binding_pattern - 1]);
+	if (!nulls[Anum_binding_header_match - 1])
+	{
+		binding->header_match =
+			DatumGetJsonbPCopy(values[Anum_binding_header_match - 1]);
+		binding->headers = msgq_header_match_compile(binding->header_match);
+	}
+	if (!nulls[Anum_binding_filter - 1])
+		binding->filter =
+			DatumGetJsonPathPCopy(values[Anum_binding_filter - 1]);
+	topic->nbindings++;
+}
+
+static void
+read_topic(void *context, const Datum *values, const bool *nulls)
+{
+	MsgqTopic  *topic = context;
+
+	topic->id = DatumGetInt32(values[Anum_topic_id - 1]);
+	namestrcpy(&topic->name, TextDatumGetCString(values[Anum_topic_name - 1]));
+	topic->kind = kind_named(TextDatumGetCString(values[Anum_topic_kind - 1]));
+	topic->on_unroutable =
+		unroutable_named(TextDatumGetCString(values[Anum_topic_on_unroutable - 1]));
+	topic->alternate = -1;
+	if (!nulls[Anum_topic_alternate - 1])
+		topic->alternate_id = DatumGetInt32(values[Anum_topic_alternate - 1]);
+	topic->retain = DatumGetBool(values[Anum_topic_retain - 1]);
+	topic->log = DatumGetInt32(values[Anum_topic_log - 1]) - 1;
+}
+
+/* Where its storage is, and its bindings, compiled. */
+static void
+complete_topic(const Reading *reading, MsgqTopic *topic)
+{
+	BindingList list = {.reading = reading,.topic = topic};
+	ScanKeyData key;
+
+	topic->handle = msgq_relation_oid(psprintf("t%d", topic->id));
+	topic->sequence = msgq_relation_oid(psprintf("t%d_id", topic->id));
+	for (int i = 0; i < MSGQ_RETAINED_LOGS; i++)
+		topic->logs[i] = msgq_relation_oid(psprintf("t%d_%d", topic->id, i + 1));
+
+	ScanKeyInit(&key, Anum_binding_topic_id, BTEqualStrategyNumber, F_INT4EQ,
+				Int32GetDatum(topic->id));
+	(void) read_rows(reading, "binding", "binding_pkey", &key, read_binding, &list);
+	topic->matcher = msgq_matcher_create(topic->kind == MSGQ_TOPIC_DIRECT ?
+										 MSGQ_SYNTAX_EXACT : MSGQ_SYNTAX_AMQP);
+	for (int i = 0; i < topic->nbindings; i++)
+		msgq_matcher_add(topic->matcher, topic->bindings[i].pattern, i);
+}
+
+/* The topic that a key finds; its number in the routing, -1 if there is none. */
+static int
+add_topic(Reading *reading, const char *index, ScanKey key)
+{
+	MsgqRouting *routing = reading->routing;
+	MsgqTopic	topic = {0};
+
+	if (read_rows(reading, "topic", index, key, read_topic, &topic) == 0)
+		return -1;
+	complete_topic(reading, &topic);
+	if (routing->ntopics == reading->room)
+	{
+		reading->room *= 2;
+		routing->topics = repalloc(routing->topics,
+								   sizeof(MsgqTopic) * reading->room);
+	}
+	routing->topics[routing->ntopics] = topic;
+	routing->max_bindings = Max(routing->max_bindings, topic.nbindings);
+	return routing->ntopics++;
+}
+
+/* The number in the routing of the topic of this id; adds it. */
+static int
+reach_topic(Reading *reading, int32 id)
+{
+	ScanKeyData key;
+
+	for (int i = 0; i < reading->routing->ntopics; i++)
+	{
+		if (reading->routing->topics[i].id == id)
+			return i;
+	}
+	ScanKeyInit(&key, Anum_topic_id, BTEqualStrategyNumber, F_INT4EQ,
+				Int32GetDatum(id));
+	return add_topic(reading, "topic_pkey", &key);
+}
+
+/* Adds the topics to which messages get from topic number i. */
+static void
+reach_from(Reading *reading, int i)
+{
+	MsgqRouting *routing = reading->routing;
+	int			alternate = -1;
+
+	for (int b = 0; b < routing->topics[i].nbindings; b++)
+	{
+		MsgqTarget *target = &routing->topics[i].bindings[b].target;
+
+		if (target->kind == MSGQ_TARGET_TOPIC)
+			target->topic = reach_topic(reading, target->id);
+	}
+	if (routing->topics[i].alternate_id != 0)
+		alternate = reach_topic(reading, routing->topics[i].alternate_id);
+	/* The array may have moved. */
+	routing->topics[i].alternate = alternate;
+}
+
+/* Reads all of it, into the current memory context; NULL without the topic. */
+static MsgqRouting *
+read_routing(const char *name)
+{
+	Reading		reading = {.room = 4};
+	MsgqRouting *routing = palloc0(sizeof(MsgqRouting));
+	ScanKeyData key;
+
+	topic_table = msgq_relation_oid("topic");
+	routing->generation = generation;
+	routing->topics = palloc(sizeof(MsgqTopic) * reading.room);
+	reading.routing = routing;
+	if (!OidIsValid(topic_table))
+		return NULL;
+	reading.snapshot = RegisterSnapshot(GetLatestSnapshot());
+	ScanKeyInit(&key, Anum_topic_name, BTEqualStrategyNumber, F_TEXTEQ,
+				CStringGetTextDatum(name));
+	(void) add_topic(&reading, "topic_name_key", &key);
+	for (int i = 0; i < routing->ntopics; i++)
+		reach_from(&reading, i);
+	UnregisterSnapshot(reading.snapshot);
+	return routing->ntopics > 0 ? routing : NULL;
+}
+
+/* ---------------------------------------------------------------------------
+ * The cache
+ * ---------------------------------------------------------------------------
+ */
+
+static void
+create_cache(void)
+{
+	HASHCTL		control = {
+		.keysize = sizeof(NameData),
+		.entrysize = sizeof(CachedRouting),
+	};
+
+	if (CacheMemoryContext == NULL)
+		CreateCacheMemoryContext();
+	control.hcxt = CacheMemoryContext;
+	cache = hash_create("msgq topics", 32, &control,
+						HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+}
+
+/* What is cached under this name is old: but somebody may be using it. */
+static void
+retire(CachedRouting *entry)
+{
+	MemoryContextSetParent(entry->context, TopTransactionContext);
+	(void) hash_search(cache, &entry->name, HASH_REMOVE, NULL);
+}
+
+/* The topic's routing; NULL if there is no such topic. */
+const MsgqRouting *
+msgq_routing_find(const char *topic)
+{
+	NameData	key;
+	CachedRouting *entry;
+	MemoryContext context;
+	MemoryContext caller;
+	MsgqRouting *routing;
+	bool		found;
+
+	AcceptInvalidationMessages();
+	if (cache == NULL)
+		create_cache();
+	namestrcpy(&key, topic);
+	entry = hash_search(cache, &key, HASH_FIND, NULL);
+	if (entry && entry->routing->generation == generation)
+		return entry->routing;
+	if (entry)
+		retire(entry);
+
+	context = AllocSetContextCreate(TopTransactionContext, "msgq topic",
+									ALLOCSET_DEFAULT_SIZES);
+	caller = MemoryContextSwitchTo(context);
+	routing = read_routing(topic);
+	MemoryContextSwitchTo(caller);
+	if (routing == NULL)
+		return NULL;
+	entry = hash_search(cache, &key, HASH_ENTER, &found);
+	entry->routing = routing;
+	entry->context = context;
+	MemoryContextSetParent(context, CacheMemoryContext);
+	return routing;
+}
+
+/* Is it what one would find now? */
+bool
+msgq_routing_is_current(const MsgqRouting *routing)
+{
+	AcceptInvalidationMessages();
+	return routing->generation == generation;
+}
+
+/* ---------------------------------------------------------------------------
+ * Rights
+ * ---------------------------------------------------------------------------
+ */
+
+/* Were all of its relations there when it was looked up? */
+static bool
+is_complete(const MsgqTopic *topic)
+{
+	for (int i = 0; i < MSGQ_RETAINED_LOGS; i++)
+	{
+		if (!OidIsValid(topic->logs[i]))
+			return false;
+	}
+	return OidIsValid(topic->handle) && OidIsValid(topic->sequence);
+}
+
+/* Raises 55000 if the storage of one of the topics is missing. */
+static void
+check_complete(const MsgqRouting *routing)
+{
+	for (int i = 0; i < routing->ntopics; i++)
+	{
+		const MsgqTopic *topic = &routing->topics[i];
+
+		if (!is_complete(topic))
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("the storage of topic \"%s\" is incomplete",
+							NameStr(topic->name)),
+					 errdetail("Its relations are named msgq.t%d and msgq.t%d_*.",
+							   topic->id, topic->id),
+					 errhint("Restore them from a dump, or drop the topic.")));
+	}
+}
+
+/*
+ * The topic's routing, if the current user has the right on the topic; those
+ * to which it leads need none, since whoever has bound them had it.  Raises
+ * 42704 if there is no such topic, 42501 without the right, 55000 if storage
+ * is missing.
+ */
+const MsgqRouting *
+msgq_routing_get(const char *topic, AclMode right)
+{
+	const MsgqRouting *routing;
+	bool		may;
+	bool		is_missing;
+
+	do
+	{
+		routing = msgq_routing_find(topic);
+		if (routing == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_OBJECT),
+					 errmsg("topic \"%s\" does not exist", topic)));
+		check_complete(routing);
+		may = msgq_has_right(routing->topics[0].handle, right, &is_missing);
+		if (is_missing)
+			msgq_topic_forget_all();
+	} while (is_missing);
+
+	if (!may)
+		msgq_refuse_without_right("topic", topic, right);
+	return routing;
+}
+
+/* topic_handle(topic_id) */
+PG_FUNCTION_INFO_V1(msgq_topic_handle);
+Datum
+msgq_topic_handle(PG_FUNCTION_ARGS)
+{
+	Oid			handle = msgq_relation_oid(psprintf("t%d", PG_GETARG_INT32(0)));
+
+	if (!OidIsValid(handle))
+		PG_RETURN_NULL();
+	PG_RETURN_OID(handle);
+}

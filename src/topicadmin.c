@@ -1,0 +1,737 @@
+/*
+ * topicadmin.c
+ *		Makes, changes and drops topics, and their bindings.
+ *
+ * As with queues (admin.c): all of it is rare and goes through SQL as the
+ * storage's owner, after the caller's right was checked, and whoever changes
+ * metadata locks msgq.queue first.
+ *
+ * Who may bind.  Whoever publishes needs a right on the topic only, and no right
+ * on what is bound to it: the right to send there is checked when the binding
+ * is made, against whoever makes it, and he needs the right receive on the
+ * topic, since he gets its messages.  It stays when he loses his rights.  So
+ * does the alternate of a topic.
+ *
+ * Bindings and alternates are the edges of a graph, which has no cycles: one
+ * that would close one is refused.  Changes of it are made one after the other,
+ * under the lock on metadata.
+ *
+ * src/topicadmin.c
+ */
+#include "msgq.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "commands/sequence.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/jsonb.h"
+#include "utils/jsonpath.h"
+#include "utils/timestamp.h"
+
+#include "admin.h"
+#include "argument.h"
+#include "owner.h"
+#include "retained.h"
+#include "route.h"
+#include "stream.h"
+#include "topic.h"
+
+/* How many messages a topic retains, unless msgq.alter_topic() says otherwise. */
+#define DEFAULT_MAX_RETAINED	100000
+
+/* Matches every routing key. */
+#define EVERY_KEY				"#"
+
+/* ---------------------------------------------------------------------------
+ * Settings
+ * ---------------------------------------------------------------------------
+ */
+
+typedef struct TopicSettings
+{
+	const char *on_unroutable;
+	int32		alternate_id;	/* 0: none */
+	bool		retain;
+	int64		max_retained;
+} TopicSettings;
+
+static void
+check_on_unroutable(const char *value)
+{
+	if (strcmp(value, "error") != 0 && strcmp(value, "drop") != 0 &&
+		strcmp(value, "alternate") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must be error, drop or alternate",
+						"on_unroutable")));
+}
+
+static void
+check_kind(const char *value)
+{
+	for (MsgqTopicKind kind = MSGQ_TOPIC_DIRECT; kind <= MSGQ_TOPIC_HEADERS; kind++)
+	{
+		if (strcmp(value, msgq_topic_kind_name(kind)) == 0)
+			return;
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("argument \"%s\" must be direct, fanout, topic or headers",
+					"kind")));
+}
+
+/* One needs the other. */
+static void
+check_alternate(const TopicSettings *settings)
+{
+	bool		wanted = strcmp(settings->on_unroutable, "alternate") == 0;
+
+	if (wanted && settings->alternate_id == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must name a topic", "alternate"),
+				 errdetail("Argument \"on_unroutable\" is \"alternate\".")));
+	if (!wanted && settings->alternate_id != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must be null", "alternate"),
+				 errdetail("Argument \"on_unroutable\" is \"%s\".",
+						   settings->on_unroutable),
+				 errhint("Use on_unroutable => 'alternate'.")));
+}
+
+/* The number of a topic to which the caller may publish. */
+static int32
+alternate_named(const char *name)
+{
+	return msgq_routing_get(name, MSGQ_RIGHT_SEND)->topics[0].id;
+}
+
+/* Would what leads from one to the other lead back?  Raises 22023. */
+static void
+refuse_cycle(int32 from, int32 to)
+{
+	MsgqSpi		spi;
+	bool		found;
+
+	msgq_spi_begin(&spi, msgq_storage_owner());
+	msgq_spi_run("WITH RECURSIVE reached (id) AS (SELECT %d UNION "
+				 "SELECT edge.target FROM reached JOIN ("
+				 "SELECT topic_id, target_id FROM msgq.binding UNION ALL "
+				 "SELECT id, alternate FROM msgq.topic WHERE alternate IS NOT NULL"
+				 ") AS edge (topic, target) ON edge.topic = reached.id) "
+				 "SELECT FROM reached WHERE id = %d", to, from);
+	found = SPI_processed > 0;
+	msgq_spi_end(&spi);
+	if (found)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("messages of the topic would come back to it"),
+				 errhint("Bindings and alternates of topics must not lead in a circle.")));
+}
+
+/* Writes the settings; the row is there. */
+static void
+write_settings(int32 topic_id, const TopicSettings *settings)
+{
+	Oid			types[] = {INT4OID, TEXTOID, INT4OID, BOOLOID, INT8OID};
+	Datum		values[] = {
+		Int32GetDatum(topic_id), CStringGetTextDatum(settings->on_unroutable),
+		Int32GetDatum(settings->alternate_id), BoolGetDatum(settings->retain),
+		Int64GetDatum(settings->max_retained)
+	};
+	bool		nulls[] = {false, false, settings->alternate_id == 0, false, false};
+
+	msgq_spi_run_with("UPDATE msgq.topic SET on_unroutable = $2, alternate = $3, "
+					  "retain = $4, max_retained = $5 WHERE id = $1",
+					  SPI_OK_UPDATE, lengthof(values), types, values, nulls, false);
+}
+
+/* ---------------------------------------------------------------------------
+ * create_topic
+ * ---------------------------------------------------------------------------
+ */
+
+static void
+insert_metadata(int32 topic_id, const char *name, const char *kind,
+				const TopicSettings *settings)
+{
+	Oid			types[] = {INT4OID, TEXTOID, TIMESTAMPTZOID, TEXTOID};
+	Datum		values[] = {
+		Int32GetDatum(topic_id), CStringGetTextDatum(name),
+		TimestampTzGetDatum(GetCurrentTimestamp()), CStringGetTextDatum(kind)
+	};
+
+	msgq_spi_run_with("INSERT INTO msgq.topic (id, name, created_at, kind, on_unroutable, "
+					  "retain, max_retained, log, log_bytes) "
+					  "VALUES ($1, $2, $3, $4, 'error', true, 1, 1, 0)",
+					  SPI_OK_INSERT, lengthof(values), types, values, NULL, false);
+	write_settings(topic_id, settings);
+}
+
+/* Says on its relations what they are; within SPI. */
+static void
+comment_on_storage(int32 topic_id, const char *name)
+{
+	msgq_spi_run("COMMENT ON VIEW msgq.t%d IS %s", topic_id,
+				 quote_literal_cstr(psprintf("topic \"%s\": its bindings, and the rights on it",
+											 name)));
+	for (int n = 1; n <= MSGQ_RETAINED_LOGS; n++)
+		msgq_spi_run("COMMENT ON TABLE msgq.t%d_%d IS %s", topic_id, n,
+					 quote_literal_cstr(psprintf("the last messages of topic \"%s\", %d",
+												 name, n)));
+}
+
+/* The caller holds the lock on metadata, and the name is free. */
+static void
+create(const char *name, const char *kind, const TopicSettings *settings)
+{
+	Oid			creator = GetUserId();
+	int32		id = (int32) nextval_internal(msgq_relation_oid("queue_id"), false);
+	MsgqSpi		spi;
+
+	msgq_spi_begin(&spi, msgq_storage_owner());
+	msgq_use_default_tablespace();
+	insert_metadata(id, name, kind, settings);
+	msgq_spi_run("CREATE SEQUENCE msgq.t%d_id AS bigint CACHE 1", id);
+	for (int n = 1; n <= MSGQ_RETAINED_LOGS; n++)
+		msgq_retained_create_log(id, n);
+	msgq_spi_run("CREATE VIEW msgq.t%d AS SELECT id AS binding, target_id, pattern, "
+				 "header_match, filter, retained, created_at "
+				 "FROM msgq.binding WHERE topic_id = %d", id, id);
+	comment_on_storage(id, name);
+	msgq_spi_run("GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON msgq.t%d TO %s WITH GRANT OPTION",
+				 id, quote_identifier(GetUserNameFromId(creator, false)));
+	msgq_spi_end(&spi);
+	msgq_topic_changed();
+	CommandCounterIncrement();
+}
+
+/* create_topic(topic, kind, on_unroutable, alternate) */
+PG_FUNCTION_INFO_V1(msgq_create_topic);
+Datum
+msgq_create_topic(PG_FUNCTION_ARGS)
+{
+	char	   *name = msgq_arg_text(fcinfo, 0, "topic");
+	char	   *kind = msgq_arg_text(fcinfo, 1, "kind");
+	TopicSettings settings = {
+		.on_unroutable = msgq_arg_text(fcinfo, 2, "on_unroutable"),
+		.retain = true,
+		.max_retained = DEFAULT_MAX_RETAINED
+	};
+
+	msgq_begin_change("msgq.create_topic()");
+	msgq_check_new_name(name, "topic");
+	check_kind(kind);
+	check_on_unroutable(settings.on_unroutable);
+	if (msgq_schema_aclcheck(msgq_schema_oid(), GetUserId(), ACL_CREATE) != ACLCHECK_OK)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied to create a topic"),
+				 errhint("Creating topics needs the privilege CREATE on schema msgq.")));
+	msgq_lock_metadata();
+	msgq_refuse_taken_name(name, NULL);
+	if (!PG_ARGISNULL(3))
+		settings.alternate_id = alternate_named(msgq_arg_name(fcinfo, 3, "alternate"));
+	check_alternate(&settings);
+	create(name, kind, &settings);
+	PG_RETURN_VOID();
+}
+
+/* ---------------------------------------------------------------------------
+ * alter_topic
+ * ---------------------------------------------------------------------------
+ */
+
+/* The text of a setting's value; NULL for null. */
+static char *
+setting_text(const char *key, const JsonbValue *value)
+{
+	switch (value->type)
+	{
+		case jbvNull:
+			return NULL;
+		case jbvString:
+			return pnstrdup(value->val.string.val, value->val.string.len);
+		case jbvNumeric:
+			return DatumGetCString(DirectFunctionCall1(numeric_out,
+													   NumericGetDatum(value->val.numeric)));
+		case jbvBool:
+			return value->val.boolean ? "true" : "false";
+		default:
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("setting \"%s\" must not be an object or an array", key)));
+	}
+	return NULL;
+}
+
+static void
+set_alternate(TopicSettings *settings, const char *text)
+{
+	if (text == NULL)
+	{
+		settings->alternate_id = 0;
+		return;
+	}
+	msgq_check_name(text, "alternate");
+	settings->alternate_id = alternate_named(text);
+}
+
+static void
+set_max_retained(TopicSettings *settings, const char *text)
+{
+	settings->max_retained = DatumGetInt64(DirectFunctionCall1(int8in,
+															   CStringGetDatum(text)));
+	if (settings->max_retained < 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must be greater than zero", "max_retained")));
+}
+
+static void
+change_setting(TopicSettings *settings, const char *key, const JsonbValue *value)
+{
+	char	   *text = setting_text(key, value);
+
+	if (strcmp(key, "alternate") == 0)
+	{
+		set_alternate(settings, text);
+		return;
+	}
+	msgq_check_not_null(text == NULL, key);
+	if (strcmp(key, "on_unroutable") == 0)
+	{
+		check_on_unroutable(text);
+		settings->on_unroutable = text;
+	}
+	else if (strcmp(key, "retain") == 0)
+		settings->retain = DatumGetBool(DirectFunctionCall1(boolin, CStringGetDatum(text)));
+	else if (strcmp(key, "max_retained") == 0)
+		set_max_retained(settings, text);
+	else
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("there is no setting \"%s\"", key),
+				 errhint("The settings are on_unroutable, alternate, retain and max_retained.")));
+}
+
+static void
+change_settings(TopicSettings *settings, Jsonb *changes)
+{
+	JsonbIterator *iterator = JsonbIteratorInit(&changes->root);
+	JsonbIteratorToken token;
+	JsonbValue	value;
+	char	   *key = NULL;
+
+	if (!JB_ROOT_IS_OBJECT(changes))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must be a JSON object", "settings")));
+	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
+	{
+		if (token == WJB_KEY)
+			key = pnstrdup(value.val.string.val, value.val.string.len);
+		else if (token == WJB_VALUE)
+			change_setting(settings, key, &value);
+	}
+}
+
+static TopicSettings
+settings_of(const MsgqTopic *topic)
+{
+	TopicSettings settings = {
+		.alternate_id = topic->alternate_id,
+		.retain = topic->retain
+	};
+	MemoryContext caller = CurrentMemoryContext;
+	bool		is_null;
+	MsgqSpi		spi;
+
+	msgq_spi_begin(&spi, msgq_storage_owner());
+	msgq_spi_run("SELECT max_retained, on_unroutable FROM msgq.topic WHERE id = %d",
+				 topic->id);
+	settings.max_retained = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0],
+														SPI_tuptable->tupdesc, 1,
+														&is_null));
+	settings.on_unroutable = MemoryContextStrdup(caller,
+												 SPI_getvalue(SPI_tuptable->vals[0],
+															  SPI_tuptable->tupdesc, 2));
+	msgq_spi_end(&spi);
+	return settings;
+}
+
+/* alter_topic(topic, settings) */
+PG_FUNCTION_INFO_V1(msgq_alter_topic);
+Datum
+msgq_alter_topic(PG_FUNCTION_ARGS)
+{
+	char	   *name = msgq_arg_name(fcinfo, 0, "topic");
+	Jsonb	   *changes = DatumGetJsonbP(msgq_arg(fcinfo, 1, "settings"));
+	const MsgqTopic *topic;
+	TopicSettings settings;
+	MsgqSpi		spi;
+
+	msgq_begin_change("msgq.alter_topic()");
+	msgq_lock_metadata();
+	topic = &msgq_routing_get(name, MSGQ_RIGHT_ADMIN)->topics[0];
+	settings = settings_of(topic);
+	change_settings(&settings, changes);
+	check_alternate(&settings);
+	if (settings.alternate_id != 0 && settings.alternate_id != topic->alternate_id)
+		refuse_cycle(topic->id, settings.alternate_id);
+	if (topic->retain && !settings.retain)
+		msgq_retained_drop_all(topic);
+	msgq_spi_begin(&spi, msgq_storage_owner());
+	write_settings(topic->id, &settings);
+	msgq_spi_end(&spi);
+	msgq_topic_changed();
+	CommandCounterIncrement();
+	PG_RETURN_VOID();
+}
+
+/* ---------------------------------------------------------------------------
+ * drop_topic
+ * ---------------------------------------------------------------------------
+ */
+
+/* Raises 2BP01 if other topics send it what they cannot route. */
+static void
+refuse_used_alternate(int32 topic_id, const char *name)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	char	   *users;
+	MsgqSpi		spi;
+
+	msgq_spi_begin(&spi, msgq_storage_owner());
+	msgq_spi_run("SELECT string_agg(format('\"%%s\"', name), ', ' ORDER BY name) "
+				 "FROM msgq.topic WHERE alternate = %d", topic_id);
+	users = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+	if (users)
+		users = MemoryContextStrdup(caller, users);
+	msgq_spi_end(&spi);
+	if (users)
+		ereport(ERROR,
+				(errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
+				 errmsg("topic \"%s\" cannot be dropped, because it is an alternate",
+						name),
+				 errdetail("It is the alternate of: %s.", users),
+				 errhint("Drop those first, or give them another alternate with msgq.alter_topic().")));
+}
+
+/* Waits for those who are publishing. */
+static void
+drop_storage(const MsgqTopic *topic)
+{
+	int32		id = topic->id;
+	MsgqSpi		spi;
+
+	msgq_spi_begin(&spi, msgq_storage_owner());
+	for (int i = 0; i < MSGQ_RETAINED_LOGS; i++)
+	{
+		if (OidIsValid(topic->logs[i]))
+			LockRelationOid(topic->logs[i], AccessExclusiveLock);
+	}
+	if (OidIsValid(topic->handle))
+		msgq_spi_run("DROP VIEW msgq.t%d", id);
+	for (int i = 0; i < MSGQ_RETAINED_LOGS; i++)
+	{
+		if (OidIsValid(topic->logs[i]))
+			msgq_spi_run("DROP TABLE msgq.t%d_%d", id, i + 1);
+	}
+	if (OidIsValid(topic->sequence))
+		msgq_spi_run("DROP SEQUENCE msgq.t%d_id", id);
+	msgq_bindings_drop(id);
+	msgq_spi_run("DELETE FROM msgq.binding WHERE topic_id = %d", id);
+	msgq_spi_run("DELETE FROM msgq.topic WHERE id = %d", id);
+	msgq_spi_end(&spi);
+	msgq_topic_changed();
+	CommandCounterIncrement();
+}
+
+/* drop_topic(topic, if_exists) */
+PG_FUNCTION_INFO_V1(msgq_drop_topic);
+Datum
+msgq_drop_topic(PG_FUNCTION_ARGS)
+{
+	char	   *name = msgq_arg_name(fcinfo, 0, "topic");
+	bool		if_exists = msgq_arg_bool(fcinfo, 1, "if_exists");
+	const MsgqRouting *routing;
+
+	msgq_begin_change("msgq.drop_topic()");
+	msgq_lock_metadata();
+	routing = msgq_routing_find(name);
+	if (routing == NULL && if_exists)
+	{
+		ereport(NOTICE,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("topic \"%s\" does not exist, skipping", name)));
+		PG_RETURN_BOOL(false);
+	}
+	/* Without the handle nobody has rights, but the owner can clean up. */
+	if (routing == NULL ||
+		!has_privs_of_role(GetUserId(), msgq_storage_owner()))
+		routing = msgq_routing_get(name, MSGQ_RIGHT_ADMIN);
+	refuse_used_alternate(routing->topics[0].id, name);
+	drop_storage(&routing->topics[0]);
+	PG_RETURN_BOOL(true);
+}
+
+/* ---------------------------------------------------------------------------
+ * bind and unbind
+ * ---------------------------------------------------------------------------
+ */
+
+/* One call: arguments topic, target, pattern, header_match, filter. */
+typedef struct BindCall
+{
+	char	   *topic_name;
+	char	   *target_name;
+	const MsgqTopic *topic;
+	int32		target_id;
+	bool		target_is_topic;
+	Datum		values[6];		/* what identifies the binding: $1 to $6 */
+	bool		nulls[6];
+} BindCall;
+
+/* What the values are; $6 is a number that the caller fills in. */
+static const Oid bind_types[] = {INT4OID, INT4OID, TEXTOID, JSONBOID, JSONPATHOID, INT4OID};
+
+/* Finds the binding. */
+#define SAME_BINDING \
+	"topic_id = $1 AND target_id = $2 AND pattern = $3 " \
+	"AND header_match IS NOT DISTINCT FROM $4 " \
+	"AND filter::text IS NOT DISTINCT FROM $5::text "
+
+/* What the target is, to which the caller needs the right. */
+static void
+find_target(BindCall *call, AclMode right)
+{
+	const char *name = call->target_name;
+
+	if (msgq_stream_find(name))
+		call->target_id = msgq_stream_get(name, right)->id;
+	else if (msgq_routing_find(name))
+	{
+		call->target_id = msgq_routing_get(name, right)->topics[0].id;
+		call->target_is_topic = true;
+	}
+	else if (msgq_queue_find(name))
+		call->target_id = msgq_queue_get(name, right)->id;
+	else
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("there is no queue, stream or topic \"%s\"", name)));
+}
+
+static BindCall
+bind_arguments(FunctionCallInfo fcinfo)
+{
+	BindCall	call = {0};
+	char	   *pattern = msgq_arg_text(fcinfo, 2, "pattern");
+
+	call.topic_name = msgq_arg_name(fcinfo, 0, "topic");
+	call.target_name = msgq_arg_name(fcinfo, 1, "target");
+	msgq_check_routing_key(pattern, "pattern");
+	for (int i = 2; i <= 4; i++)
+	{
+		call.nulls[i] = PG_ARGISNULL(i);
+		call.values[i] = PG_ARGISNULL(i) ? (Datum) 0 : PG_GETARG_DATUM(i);
+	}
+	return call;
+}
+
+static void
+fill_ids(BindCall *call)
+{
+	call->values[0] = Int32GetDatum(call->topic->id);
+	call->values[1] = Int32GetDatum(call->target_id);
+}
+
+/* The number of the binding; 0 if there is none like it. */
+static int32
+find_binding(const BindCall *call)
+{
+	int32		id = 0;
+	bool		is_null;
+	MsgqSpi		spi;
+
+	msgq_spi_begin(&spi, msgq_storage_owner());
+	msgq_spi_run_with("SELECT id FROM msgq.binding WHERE " SAME_BINDING,
+					  SPI_OK_SELECT, 5, bind_types, call->values, call->nulls, false);
+	if (SPI_processed > 0)
+		id = DatumGetInt32(SPI_getbinval(SPI_tuptable->vals[0],
+										 SPI_tuptable->tupdesc, 1, &is_null));
+	msgq_spi_end(&spi);
+	return id;
+}
+
+static void
+refuse_binding(const MsgqTopic *topic, const char *problem)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("binding does not fit topic \"%s\"", NameStr(topic->name)),
+			 errdetail("It is of kind \"%s\": %s",
+					   msgq_topic_kind_name(topic->kind), problem)));
+}
+
+/* Does the pattern, or the header match, make sense in a topic of this kind? */
+static void
+check_for_kind(const BindCall *call)
+{
+	bool		every_key = strcmp(TextDatumGetCString(call->values[2]), EVERY_KEY) == 0;
+
+	switch (call->topic->kind)
+	{
+		case MSGQ_TOPIC_DIRECT:
+			if (every_key)
+				refuse_binding(call->topic, "the pattern must be a routing key.");
+			break;
+		case MSGQ_TOPIC_FANOUT:
+			if (!every_key)
+				refuse_binding(call->topic, "the pattern must be left out.");
+			break;
+		case MSGQ_TOPIC_HEADERS:
+			if (!every_key)
+				refuse_binding(call->topic, "the pattern must be left out.");
+			if (call->nulls[3])
+				refuse_binding(call->topic, "it needs a header_match.");
+			break;
+		case MSGQ_TOPIC_TOPIC:
+			break;
+	}
+}
+
+static void
+check_conditions(const BindCall *call)
+{
+	if (!call->nulls[3])
+		(void) msgq_header_match_compile(DatumGetJsonbP(call->values[3]));
+	if (!call->nulls[4])
+		msgq_filter_check(DatumGetJsonPathP(call->values[4]));
+}
+
+static void
+check_retained(const BindCall *call)
+{
+	if (call->target_is_topic)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("retained messages cannot go to topic \"%s\"",
+						call->target_name),
+				 errhint("Bind a queue or a stream.")));
+	if (!call->topic->retain)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("topic \"%s\" does not retain messages", call->topic_name),
+				 errhint("Let it do so with msgq.alter_topic(), before they are published.")));
+}
+
+/* Makes the binding, and returns its number. */
+static int32
+insert_binding(BindCall *call, bool retained)
+{
+	int32		id = (int32) nextval_internal(msgq_relation_oid("binding_id"), false);
+	MsgqSpi		spi;
+
+	call->values[5] = Int32GetDatum(id);
+	msgq_spi_begin(&spi, msgq_storage_owner());
+	msgq_spi_run_with(psprintf("INSERT INTO msgq.binding (id, topic_id, target_id, pattern, "
+							   "header_match, filter, retained, created_at) "
+							   "VALUES ($6, $1, $2, $3, $4, $5, %s, clock_timestamp())",
+							   retained ? "true" : "false"),
+					  SPI_OK_INSERT, 6, bind_types, call->values, call->nulls, false);
+	msgq_spi_end(&spi);
+	msgq_topic_changed();
+	CommandCounterIncrement();
+	return id;
+}
+
+/* Sends what the topic retains to the target of a new binding. */
+static void
+deliver_retained(const char *topic_name, int32 binding_id)
+{
+	const MsgqRouting *routing = msgq_routing_get(topic_name, MSGQ_RIGHT_NONE);
+	const MsgqTopic *topic = &routing->topics[0];
+
+	for (int i = 0; i < topic->nbindings; i++)
+	{
+		if (topic->bindings[i].id != binding_id)
+			continue;
+		(void) msgq_retained_deliver("msgq.bind()", topic, &topic->bindings[i]);
+		return;
+	}
+	elog(ERROR, "binding %d is not there", binding_id);
+}
+
+/* bind(topic, target, pattern, header_match, filter, retained) */
+PG_FUNCTION_INFO_V1(msgq_bind);
+Datum
+msgq_bind(PG_FUNCTION_ARGS)
+{
+	BindCall	call = bind_arguments(fcinfo);
+	bool		retained = msgq_arg_bool(fcinfo, 5, "retained");
+	int32		id;
+
+	msgq_begin_change("msgq.bind()");
+	check_conditions(&call);
+	msgq_lock_metadata();
+	call.topic = &msgq_routing_get(call.topic_name, MSGQ_RIGHT_RECEIVE)->topics[0];
+	find_target(&call, MSGQ_RIGHT_SEND);
+	check_for_kind(&call);
+	if (retained)
+		check_retained(&call);
+	if (call.target_is_topic)
+		refuse_cycle(call.topic->id, call.target_id);
+	fill_ids(&call);
+	id = find_binding(&call);
+	if (id != 0)
+		PG_RETURN_INT32(id);
+	id = insert_binding(&call, retained);
+	if (retained)
+		deliver_retained(call.topic_name, id);
+	PG_RETURN_INT32(id);
+}
+
+/* Whoever may bind may unbind, and so may those who manage the topic. */
+static void
+check_may_unbind(BindCall *call)
+{
+	bool		is_missing;
+
+	call->topic = &msgq_routing_get(call->topic_name, MSGQ_RIGHT_NONE)->topics[0];
+	if (msgq_has_right(call->topic->handle, MSGQ_RIGHT_MANAGE, &is_missing))
+	{
+		find_target(call, MSGQ_RIGHT_NONE);
+		return;
+	}
+	call->topic = &msgq_routing_get(call->topic_name, MSGQ_RIGHT_RECEIVE)->topics[0];
+	find_target(call, MSGQ_RIGHT_SEND);
+}
+
+/* unbind(topic, target, pattern, header_match, filter) */
+PG_FUNCTION_INFO_V1(msgq_unbind);
+Datum
+msgq_unbind(PG_FUNCTION_ARGS)
+{
+	BindCall	call = bind_arguments(fcinfo);
+	bool		found;
+	MsgqSpi		spi;
+
+	msgq_begin_change("msgq.unbind()");
+	msgq_lock_metadata();
+	check_may_unbind(&call);
+	fill_ids(&call);
+	msgq_spi_begin(&spi, msgq_storage_owner());
+	msgq_spi_run_with("DELETE FROM msgq.binding WHERE " SAME_BINDING,
+					  SPI_OK_DELETE, 5, bind_types, call.values, call.nulls, false);
+	found = SPI_processed > 0;
+	msgq_spi_end(&spi);
+	msgq_topic_changed();
+	CommandCounterIncrement();
+	PG_RETURN_BOOL(found);
+}
