@@ -39,9 +39,11 @@ our %CEILING = (
 my @QUEUE_CASES = qw(send send_key consume batch send_batch clients held_snapshot
   latency wakeups held_queue);
 my @STREAM_CASES = qw(append append_batch read append_latency groups held_stream lag);
-my @CASES        = (@QUEUE_CASES, @STREAM_CASES);
+my @TOPIC_CASES  = qw(publish request);
+my @CASES        = (@QUEUE_CASES, @STREAM_CASES, @TOPIC_CASES);
 # nothing to compare with
-my @MSGQ_ONLY = qw(send_key latency wakeups held_queue append_latency groups held_stream lag);
+my @MSGQ_ONLY = qw(send_key latency wakeups held_queue append_latency groups held_stream lag
+  publish request);
 
 our $BATCH  = 100;
 my $TIMEOUT = "interval '30 s'";
@@ -53,7 +55,7 @@ GetOptions(\%opt, 'work=s', 'case=s@', 'rounds=i', 'load=i', 'poll-interval=s', 
 	'profile', 'baselines')
   or exit 1;
 @{ $opt{case} } = @CASES unless @{ $opt{case} };
-my %GROUP = (queues => \@QUEUE_CASES, streams => \@STREAM_CASES);
+my %GROUP = (queues => \@QUEUE_CASES, streams => \@STREAM_CASES, topics => \@TOPIC_CASES);
 @{ $opt{case} } = map { $GROUP{$_} ? @{ $GROUP{$_} } : $_ } @{ $opt{case} };
 for my $case (@{ $opt{case} })
 {
@@ -118,6 +120,7 @@ END { kill 'TERM', keys %children if %children }
 $here = './' if $here eq '';
 require "${here}waiting.pl";
 require "${here}streams.pl";
+require "${here}topics.pl";
 
 # ---------------------------------------------------------------------------
 # The sides
@@ -806,6 +809,7 @@ my %CASE = (
 	wakeups       => \&wakeups,
 	held_queue    => \&held_queue,
 	stream_cases(),
+	topic_cases(),
 );
 
 # ---------------------------------------------------------------------------
