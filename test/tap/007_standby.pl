@@ -48,6 +48,8 @@ $primary->safe_psql(
 	SELECT msgq.ack('q', receipt) FROM msgq.receive('q');
 	INSERT INTO receipts SELECT id, receipt FROM msgq.receive('q', 3);
 	SELECT msgq.receive('q', 1, '0');
+	SELECT msgq.create_topic('t');
+	SELECT msgq.bind('t', 'q', 'a.#');
 	CREATE TABLE last_write ();
 });
 my $id = $primary->safe_psql('postgres',
@@ -62,6 +64,9 @@ my @reads = (
 		FROM msgq.queue_stats ORDER BY queue},
 	q{SELECT * FROM msgq.leases ORDER BY queue, id},
 	q{SELECT msgq.why_empty('q') IS NULL, msgq.why_empty('nothing')},
+	q{SELECT * FROM msgq.topics},
+	q{SELECT * FROM msgq.bindings},
+	q{SELECT * FROM msgq.route('t', 'a.b')},
 	qq{SELECT * FROM msgq.q$id ORDER BY id});
 
 my $session = session($standby);
@@ -114,6 +119,16 @@ my @writes = (
 	q{SELECT msgq.alter_queue('q', '{"visibility_timeout": "1 min"}')},
 	q{SELECT msgq.rename_queue('q', 'r')},
 	q{SELECT msgq.drop_queue('q')},
+	q{SELECT msgq.create_topic('new')},
+	q{SELECT msgq.alter_topic('t', '{"retain": false}')},
+	q{SELECT msgq.drop_topic('t')},
+	q{SELECT msgq.bind('t', 'q')},
+	q{SELECT msgq.unbind('t', 'q', 'a.#')},
+	q{SELECT msgq.publish('t', 'a', '1')},
+	q{SELECT msgq.publish('t', 'b', '1')},
+	q{SELECT msgq.publish_bytes('t', 'a', '1')},
+	qq{SELECT msgq.reply('q', '$receipt', '1')},
+	q{SELECT msgq.grant('t', 'worker', 'send')},
 	q{SELECT msgq.grant('q', 'worker', 'send')},
 	q{SELECT msgq.revoke('q', 'worker', 'receive')});
 

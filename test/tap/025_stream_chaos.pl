@@ -379,12 +379,21 @@ sub note_errors
 	return;
 }
 
-# A moment at which the groups that do not fall behind have read something of
-# what was written in this round, a transaction has been open for a while, and
-# others are prepared.
+# How far the groups have read, together.
+sub places
+{
+	return $node->safe_psql('postgres',
+		q{SELECT string_agg(format('(%L, %s)', consumer_group, n), ', ')
+		FROM (SELECT consumer_group, sum(position) AS n FROM msgq.group_lag
+			WHERE consumer_group <> 'keeper' GROUP BY 1) AS g});
+}
+
+# A moment at which all groups have read something in this round, which began
+# with these places, a transaction has been open for a while, and others are
+# prepared.
 sub wait_for_load
 {
-	my ($round, @handles) = @_;
+	my ($round, $places, @handles) = @_;
 
 	$node->poll_query_until(
 		'postgres', qq{
@@ -392,9 +401,9 @@ sub wait_for_load
 			AND EXISTS (SELECT FROM pg_stat_activity
 				WHERE query ~ 'pg_sleep.0.3' AND backend_xid IS NOT NULL
 					AND xact_start < now() - interval '1 s')
-			AND (SELECT count(DISTINCT consumer_group) FROM taken
-				WHERE consumer_group IN ('g1', 'g2')
-					AND body->>'writer' ^@ '$round-') = 2
+			AND NOT EXISTS (SELECT FROM (VALUES $places) AS begun (name, n)
+				WHERE n >= (SELECT sum(position) FROM msgq.group_lag
+					WHERE consumer_group = name))
 	}) and return;
 	diag $node->safe_psql(
 		'postgres', q{
@@ -411,6 +420,7 @@ my $begun = time;
 foreach my $round (1 .. $rounds)
 {
 	my $until = time + $round_seconds;
+	my $places = places();
 	my @writers = start_writers($round);
 	my @readers = start_readers($round);
 
@@ -418,7 +428,7 @@ foreach my $round (1 .. $rounds)
 	{
 		usleep(200_000);
 	}
-	wait_for_load($round, @writers, @readers);
+	wait_for_load($round, $places, @writers, @readers);
 	if ($round < $rounds)
 	{
 		kill_all($node);
