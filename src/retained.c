@@ -417,22 +417,23 @@ check_table(Oid table_oid)
 
 /*
  * Moves what is still the last of its routing key from the kept table, which
- * is locked, to the current one; within SPI.  A clearing message stays as long
- * as it has something to clear in the current one.
+ * is locked, to the current one; within SPI.  The current one can have earlier
+ * messages, of publishers who took their numbers before one who had locked the
+ * kept table: these go, lest they come back as the last ones.
  */
 static void
 move_rows(int32 topic_id, const LogState *state)
 {
 	msgq_spi_run("WITH gone AS (DELETE FROM ONLY msgq.t%1$d_%2$d RETURNING *), "
 				 "last AS (SELECT DISTINCT ON (routing_key) * FROM gone "
-				 "ORDER BY routing_key, id DESC) "
+				 "ORDER BY routing_key, id DESC), "
+				 "superseded AS (DELETE FROM ONLY msgq.t%1$d_%3$d AS earlier USING last "
+				 "WHERE earlier.routing_key = last.routing_key AND earlier.id < last.id) "
 				 "INSERT INTO msgq.t%1$d_%3$d SELECT * FROM last "
 				 "WHERE (expires_at IS NULL OR expires_at > clock_timestamp()) "
+				 "AND body IS DISTINCT FROM 'null' AND data IS DISTINCT FROM '' "
 				 "AND NOT EXISTS (SELECT FROM msgq.t%1$d_%3$d AS later "
 				 "WHERE later.routing_key = last.routing_key AND later.id > last.id) "
-				 "AND (body IS DISTINCT FROM 'null' AND data IS DISTINCT FROM '' "
-				 "OR EXISTS (SELECT FROM msgq.t%1$d_%3$d AS earlier "
-				 "WHERE earlier.routing_key = last.routing_key)) "
 				 "ORDER BY id DESC LIMIT %4$lld",
 				 topic_id, state->kept, state->current,
 				 (long long) state->max_retained);
