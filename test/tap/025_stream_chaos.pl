@@ -54,7 +54,8 @@ my $locked_keys = 300;
 my $node = new_node(
 	'stream_chaos',
 	'max_connections = 60',
-	'max_prepared_transactions = 100',
+	# Those that stay pile up, a few in each round.
+	'max_prepared_transactions = ' . (100 + 10 * $rounds),
 	'msgq.worker_interval = 1s',
 	'autovacuum_naptime = 1s',
 	# Checkpoints come on request, so that recovery has something to do.
