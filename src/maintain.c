@@ -43,6 +43,7 @@
 
 #include "deadletter.h"
 #include "maintain.h"
+#include "message.h"
 #include "owner.h"
 #include "poison.h"
 #include "request.h"
@@ -197,6 +198,8 @@ fail_step(MsgqMaintenance *m, int32 queue_id, MemoryContext context,
 	m->round.failed++;
 	ereport(WARNING,
 			(errcode(error->sqlerrcode),
+			 queue_id == 0 ?
+			 errmsg("could not maintain replies: %s", error->message) :
 			 errmsg("could not maintain the queue, stream or topic with number %d: %s",
 					queue_id, error->message)));
 	FreeErrorData(error);
@@ -941,10 +944,7 @@ push_number(JsonbParseState **state, const char *key, int64 number)
 {
 	JsonbValue	value;
 
-	value.type = jbvString;
-	value.val.string.val = (char *) key;
-	value.val.string.len = strlen(key);
-	pushJsonbValue(state, WJB_KEY, &value);
+	msgq_push_text(state, WJB_KEY, key);
 	value.type = jbvNumeric;
 	value.val.numeric = int64_to_numeric(number);
 	pushJsonbValue(state, WJB_VALUE, &value);

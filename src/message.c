@@ -75,6 +75,19 @@ msgq_row_is_in_flight(TupleTableSlot *row, TimestampTz now)
 		msgq_row_time(row, Anum_segment_visible_at) > now;
 }
 
+/* Adds a text, a key or a value, to an object that is being made. */
+void
+msgq_push_text(JsonbParseState **state, JsonbIteratorToken token,
+			   const char *text)
+{
+	JsonbValue	value = {.type = jbvString};
+
+	value.val.string.val = (char *) text;
+
+	value.val.string.len = strlen(text);
+	pushJsonbValue(state, token, &value);
+}
+
 /* Two texts in the order of COLLATE "C", as qsort wants it. */
 int
 msgq_compare_texts(Datum left, Datum right)

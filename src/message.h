@@ -36,6 +36,7 @@
 #define MSGQ_MESSAGE_H
 
 #include "executor/tuptable.h"
+#include "utils/jsonb.h"
 #include "utils/tuplestore.h"
 #include "utils/uuid.h"
 
@@ -115,6 +116,8 @@ msgq_row_time(TupleTableSlot *row, AttrNumber column)
 	return DatumGetTimestampTz(msgq_row_value(row, column));
 }
 
+extern void msgq_push_text(JsonbParseState **state, JsonbIteratorToken token,
+						   const char *text);
 extern int	msgq_compare_texts(Datum left, Datum right);
 extern Datum msgq_self_contained(Datum value);
 extern bool msgq_row_is_in_flight(TupleTableSlot *row, TimestampTz now);

@@ -103,16 +103,6 @@ reply_table(int n)
  * ---------------------------------------------------------------------------
  */
 
-static void
-push_string(JsonbParseState **state, JsonbIteratorToken token, const char *text)
-{
-	JsonbValue	value = {.type = jbvString};
-
-	value.val.string.val = (char *) text;
-	value.val.string.len = strlen(text);
-	pushJsonbValue(state, token, &value);
-}
-
 /* {"msgq-reply-to": {"id": ..., "process": ..., "deadline": ...}} */
 static Datum
 make_header(const MsgqReplyTo *to)
@@ -125,15 +115,15 @@ make_header(const MsgqReplyTo *to)
 					   NULL);
 	process.val.numeric = int64_to_numeric(to->process);
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-	push_string(&state, WJB_KEY, REPLY_TO_HEADER);
+	msgq_push_text(&state, WJB_KEY, REPLY_TO_HEADER);
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-	push_string(&state, WJB_KEY, "id");
-	push_string(&state, WJB_VALUE,
+	msgq_push_text(&state, WJB_KEY, "id");
+	msgq_push_text(&state, WJB_VALUE,
 				DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&to->id))));
-	push_string(&state, WJB_KEY, "process");
+	msgq_push_text(&state, WJB_KEY, "process");
 	pushJsonbValue(&state, WJB_VALUE, &process);
-	push_string(&state, WJB_KEY, "deadline");
-	push_string(&state, WJB_VALUE, deadline);
+	msgq_push_text(&state, WJB_KEY, "deadline");
+	msgq_push_text(&state, WJB_VALUE, deadline);
 	pushJsonbValue(&state, WJB_END_OBJECT, NULL);
 	return JsonbPGetDatum(JsonbValueToJsonb(pushJsonbValue(&state,
 														   WJB_END_OBJECT, NULL)));
@@ -211,7 +201,7 @@ open_for_replies(void)
 {
 	Relation	first = table_open(reply_table(1), RowExclusiveLock);
 
-	if ((int64) RelationGetNumberOfBlocks(first) * BLCKSZ < FULL_BYTES)
+	if (msgq_relation_data_bytes(first) < FULL_BYTES)
 		return msgq_table_open(first, Natts_reply, Natts_reply, RowExclusiveLock);
 	table_close(first, RowExclusiveLock);
 	return msgq_table_open(table_open(reply_table(2), RowExclusiveLock),
@@ -275,7 +265,10 @@ send_request(Request *request, Datum body)
 					   &request->message_id);
 }
 
-/* Removes a reply that was taken; somebody may have found it too old. */
+/*
+ * Removes a reply that was taken.  If the worker is just removing it, since its
+ * time is over, it is gone all the same.
+ */
 static void
 remove_reply(MsgqTable *table)
 {
@@ -313,7 +306,10 @@ take_from(Request *request, int n, MemoryContext caller)
 	return found;
 }
 
-/* Takes the reply, if it is there.  Losing its removal does no harm. */
+/*
+ * Takes the reply, if it is there, and commits that: what the caller does next
+ * is his own.  Losing the removal in a crash does no harm.
+ */
 static bool
 take_reply(Request *request, MemoryContext caller)
 {
@@ -324,7 +320,10 @@ take_reply(Request *request, MemoryContext caller)
 		found = take_from(request, n, caller);
 	PopActiveSnapshot();
 	if (found)
+	{
 		msgq_commit_asynchronously();
+		SPI_commit();
+	}
 	return found;
 }
 
@@ -450,8 +449,11 @@ remove_unseen(int n)
 	Datum		now = TimestampTzGetDatum(msgq_now());
 	uint64		queues;
 
-	msgq_spi_run_with(psprintf("WITH gone AS (DELETE FROM ONLY msgq.reply_%d "
-							   "WHERE deadline < $1 RETURNING queue_id) "
+	/* Somebody may be taking one of them this very moment. */
+	msgq_spi_run_with(psprintf("WITH old AS (SELECT id FROM ONLY msgq.reply_%1$d "
+							   "WHERE deadline < $1 FOR UPDATE SKIP LOCKED), "
+							   "gone AS (DELETE FROM ONLY msgq.reply_%1$d AS r USING old "
+							   "WHERE r.id = old.id RETURNING queue_id) "
 							   "SELECT queue_id, count(*) FROM gone GROUP BY queue_id", n),
 					  SPI_OK_SELECT, 1, &type, &now, NULL, false);
 	queues = SPI_processed;
@@ -492,16 +494,6 @@ truncate_table(int n, MsgqRound *round)
 	return is_empty;
 }
 
-/* Refuses a table to which somebody has added what would run as the owner. */
-static void
-check_table(int n)
-{
-	Relation	table = table_open(reply_table(n), RowExclusiveLock);
-
-	msgq_table_close(msgq_table_open(table, Natts_reply, Natts_reply,
-									 RowExclusiveLock), RowExclusiveLock);
-}
-
 /*
  * Removes replies that nobody waits for any more, and empties the table that
  * takes no new ones; true if it did something.  In a transaction of its own.
@@ -519,13 +511,13 @@ msgq_replies_empty(MsgqRound *round)
 	msgq_spi_begin(&spi, msgq_storage_owner());
 	for (int n = 1; n <= REPLY_TABLES; n++)
 	{
-		if (msgq_table_main_bytes(reply_table(n)) == 0)
+		if (msgq_table_data_bytes(reply_table(n)) == 0)
 			continue;
-		check_table(n);
+		msgq_table_check(reply_table(n), Natts_reply, Natts_reply);
 		done |= remove_unseen(n);
 	}
-	idle = msgq_table_main_bytes(reply_table(1)) < FULL_BYTES ? 2 : 1;
-	if (msgq_table_main_bytes(reply_table(idle)) > 0 &&
+	idle = msgq_table_data_bytes(reply_table(1)) < FULL_BYTES ? 2 : 1;
+	if (msgq_table_data_bytes(reply_table(idle)) > 0 &&
 		truncate_table(idle, round))
 	{
 		round->emptied++;

@@ -97,20 +97,12 @@ static Datum
 headers_with_error(TupleTableSlot *row, char *error)
 {
 	JsonbParseState *state = NULL;
-	JsonbValue	key;
-	JsonbValue	value;
+	int			length = pg_mbcliplen(error, strlen(error), MSGQ_MAX_ERROR_BYTES);
 	Datum		addition;
 
-	key.type = jbvString;
-	key.val.string.val = MSGQ_ERROR_HEADER;
-	key.val.string.len = strlen(MSGQ_ERROR_HEADER);
-	value.type = jbvString;
-	value.val.string.val = error;
-	value.val.string.len = pg_mbcliplen(error, strlen(error),
-										MSGQ_MAX_ERROR_BYTES);
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-	pushJsonbValue(&state, WJB_KEY, &key);
-	pushJsonbValue(&state, WJB_VALUE, &value);
+	msgq_push_text(&state, WJB_KEY, MSGQ_ERROR_HEADER);
+	msgq_push_text(&state, WJB_VALUE, pnstrdup(error, length));
 	addition = JsonbPGetDatum(JsonbValueToJsonb(pushJsonbValue(&state,
 															   WJB_END_OBJECT,
 															   NULL)));

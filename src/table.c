@@ -203,6 +203,46 @@ msgq_table_bytes(Oid table)
 	return call->isnull ? 0 : DatumGetInt64(bytes);
 }
 
+/* Bytes of a table with its TOAST table, without indexes. */
+int64
+msgq_relation_data_bytes(Relation table)
+{
+	int64		blocks = RelationGetNumberOfBlocks(table);
+	Relation	toast = OidIsValid(table->rd_rel->reltoastrelid) ?
+	table_open(table->rd_rel->reltoastrelid, AccessShareLock) : NULL;
+
+	if (toast)
+	{
+		blocks += RelationGetNumberOfBlocks(toast);
+		table_close(toast, AccessShareLock);
+	}
+	return blocks * BLCKSZ;
+}
+
+/* The same of one that is not open. */
+int64
+msgq_table_data_bytes(Oid table_oid)
+{
+	Relation	table = table_open(table_oid, AccessShareLock);
+	int64		bytes = msgq_relation_data_bytes(table);
+
+	table_close(table, AccessShareLock);
+	return bytes;
+}
+
+/*
+ * Refuses (55000) a table to which somebody has added what SQL on it would run
+ * as the storage's owner; see msgq_table_open.
+ */
+void
+msgq_table_check(Oid table_oid, int ncolumns, int nrequired)
+{
+	Relation	table = table_open(table_oid, AccessShareLock);
+
+	msgq_table_close(msgq_table_open(table, ncolumns, nrequired, AccessShareLock),
+					 NoLock);
+}
+
 /* Bytes of the table alone. */
 int64
 msgq_table_main_bytes(Oid table_oid)

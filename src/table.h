@@ -35,6 +35,9 @@ extern bool msgq_lock_table_between_calls(Oid table_oid);
 extern bool msgq_table_has_row(Relation table);
 extern bool msgq_table_has_row_for_somebody(Relation table);
 extern int64 msgq_table_bytes(Oid table);
+extern int64 msgq_relation_data_bytes(Relation table);
+extern int64 msgq_table_data_bytes(Oid table_oid);
+extern void msgq_table_check(Oid table_oid, int ncolumns, int nrequired);
 extern int64 msgq_table_main_bytes(Oid table_oid);
 extern bool msgq_table_find(MsgqTable *table, Snapshot snapshot,
 							ScanKey keys, int nkeys, ScanDirection direction);

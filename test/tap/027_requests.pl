@@ -113,6 +113,24 @@ $worker->safe("COMMIT PREPARED 'reply'");
 is($caller->wait, '"prepared"', 'it comes when it is committed');
 $caller->safe('RESET msgq.poll_interval');
 
+# What the caller does afterwards is his own: it waits for the disk, and undoes
+# no reply.
+$caller->safe(
+	q{CREATE PROCEDURE ask(INOUT answer text) LANGUAGE plpgsql AS $$
+	DECLARE
+		reply jsonb;
+	BEGIN
+		CALL msgq.request('q', '"procedure"', '60 s', reply);
+		answer := reply::text || current_setting('synchronous_commit');
+		ROLLBACK;
+	END $$});
+$caller->send('CALL ask(NULL)');
+sleeps($caller);
+$receipt = receipt($worker, 'q');
+$worker->safe(qq{SELECT msgq.reply('q', '$receipt', '1')});
+is($caller->wait, '1on', 'a procedure that asks commits as it is set to');
+is(replies(), 0, 'and the reply is taken though it is rolled back');
+
 # ---------------------------------------------------------------------------
 # Arguments
 # ---------------------------------------------------------------------------
@@ -249,6 +267,33 @@ is(replies(), 0, 'no reply is left');
 # ---------------------------------------------------------------------------
 # The tables take turns
 # ---------------------------------------------------------------------------
+
+# Large replies are elsewhere, and count.
+$node->safe_psql(
+	'postgres', q{
+	INSERT INTO msgq.reply_1 SELECT gen_random_uuid(), 0, clock_timestamp(),
+		(SELECT jsonb_agg(gen_random_uuid()) FROM generate_series(1, 30000 + 0 * i))
+	FROM generate_series(1, 10) AS i});
+$caller->send(q{CALL msgq.request('q', '7', '60 s')});
+sleeps($caller);
+$receipt = receipt($worker, 'q');
+$worker->safe(qq{BEGIN; SELECT msgq.reply('q', '$receipt', '7')});
+is($worker->safe('SELECT count(*) FROM msgq.reply_2'), 1,
+	'large replies fill a table, too');
+$worker->safe('COMMIT');
+is($caller->wait, '7', 'and others are found');
+
+# One that somebody is just taking is in nobody's way.
+$other->safe('BEGIN; SELECT FROM msgq.reply_1 LIMIT 1 FOR UPDATE');
+usleep(100_000);
+is($node->safe_psql('postgres', q{SELECT msgq.maintain()->'failed'}), 0, 'maintenance');
+is($node->safe_psql('postgres', 'SELECT count(*) FROM msgq.reply_1'), 1,
+	'removes what is old, but what is held');
+$other->safe('COMMIT');
+$node->poll_query_until('postgres',
+	q{SELECT msgq.maintain() IS NOT NULL AND pg_relation_size('msgq.reply_1')
+		+ pg_relation_size('msgq.reply_2') = 0})
+  or die 'replies are not removed';
 
 $node->safe_psql(
 	'postgres', q{
