@@ -171,5 +171,10 @@ SELECT msgq.topic_matches(repeat('#.a.', 40) || '#', repeat('a.', 2000) || 'c') 
 SELECT msgq.topic_matches(repeat('#.', 10000) || 'b', repeat('a.', 20000) || 'b') AS matches;
 SELECT msgq.topic_matches(repeat('*.#.', 100) || 'b', repeat('a.', 5000) || 'c') AS matches;
 RESET statement_timeout;
+-- What takes long can be cancelled.
+SET statement_timeout = '100ms';
+SELECT msgq.topic_matches(repeat('#.a.', 16000) || 'b', repeat('a.', 20000) || 'c');
+RESET statement_timeout;
+SELECT msgq.topic_matches('#', repeat('a', 65535)) AS longest, msgq.topic_matches('#', repeat('a', 65536)) AS "too long";
 
 DROP FUNCTION naive, random_words;

@@ -69,7 +69,10 @@ SELECT msgq.bind('news', 'all', 'carries', retained => true) > 0 AS bound;
 SELECT priority, group_key, visible_at > now() + '59 min' AS delayed,
 	expires_at BETWEEN now() + '119 min' AND now() + '120 min' AS expires, body FROM msgq.peek('all');
 SELECT msgq.purge('all');
-SELECT msgq.bind('news', 'log', 'carries', retained => true);
+-- A stream can hold nothing back.
+SELECT msgq.bind('news', 'log', 'carries', retained => true) > 0 AS bound;
+CALL msgq.sequence('log');
+SELECT count(*) FROM msgq.scan('log', 0, 1, 10) WHERE key = 'carries';
 -- What has expired is not delivered.
 SELECT msgq.publish('news', 'expired', '9', ttl => '0');
 SELECT msgq.bind('news', 'all', 'expired', retained => true) > 0 AS bound;
@@ -84,6 +87,29 @@ SELECT msgq.publish('news', 'd', '"first"', idempotency_key => 'k');
 SELECT msgq.bind('news', 'all', 'd', retained => true) > 0 AS bound;
 SELECT body FROM msgq.peek('all');
 SELECT msgq.purge('all');
+
+SELECT msgq.publish('news', 'd', '"third"', idempotency_key => 'l'), msgq.publish('news', 'd', '"fourth"');
+SELECT msgq.bind('news', 'some', 'd') > 0 AS bound;
+SELECT msgq.publish('news', 'd', '"third"', idempotency_key => 'l');
+SELECT msgq.unbind('news', 'all', 'd');
+SELECT msgq.purge('all'), msgq.purge('some');
+SELECT msgq.bind('news', 'all', 'd', retained => true) > 0 AS bound;
+SELECT body FROM msgq.peek('all');
+SELECT msgq.purge('all');
+
+-- Its conditions are those that it had when it was published.
+SELECT msgq.publish('news', 'plain', '1'), msgq.publish('news', 'empty', '2', '{}'), msgq.publish('news', 'full', '3', '{"a": 1}');
+SELECT msgq.bind('news', 'all', filter => '$.headers == null', retained => true) > 0 AS bound;
+SELECT routing_key FROM came('all');
+SELECT msgq.purge('all');
+SELECT msgq.bind('news', 'all', filter => 'exists($.headers."msgq-topic")', retained => true) > 0 AS bound;
+SELECT routing_key FROM came('all');
+SELECT msgq.bind('news', 'all', header_match => '{"msgq-topic": null}', retained => true) > 0 AS bound;
+SELECT routing_key FROM came('all');
+SELECT msgq.bind('news', 'all', header_match => '{"a": 1}', retained => true) > 0 AS bound;
+SELECT routing_key FROM came('all');
+SELECT msgq.purge('all');
+SELECT msgq.unbind('news', 'all', filter => '$.headers == null'), msgq.unbind('news', 'all', header_match => '{"a": 1}');
 
 -- Topics behind the topic keep it as well.
 SELECT msgq.create_topic('behind');
@@ -130,8 +156,8 @@ SELECT msgq.unbind('news', 'all', 'k.#');
 SELECT msgq.publish('news', 'k.1', '"later"');
 -- Who has locked the old table before the turn may take his number after it.
 -- So a message there can be the last one, though the new table has another one.
-INSERT INTO :log2 (routing_key, id, published_at, priority, body) VALUES ('k.race', 1, now(), 0, '"cleared"');
-INSERT INTO :log1 (routing_key, id, published_at, priority, body) VALUES ('k.race', 2, now(), 0, 'null');
+INSERT INTO :log2 (routing_key, id, published_at, priority, has_headers, body) VALUES ('k.race', 1, now(), 0, false, '"cleared"');
+INSERT INTO :log1 (routing_key, id, published_at, priority, has_headers, body) VALUES ('k.race', 2, now(), 0, false, 'null');
 SELECT msgq.maintain()->'failed' AS failed;
 SELECT count(*) FROM :log1;
 -- The rows are gone; the table is emptied when nobody can see them any more.

@@ -174,6 +174,17 @@ SELECT msgq.alter_topic('a1', '{"alternate": null}');
 SELECT msgq.alter_topic('a1', '{"alternate": null, "on_unroutable": "error"}');
 SELECT msgq.drop_topic('rest');
 
+-- A topic behind the topic that leads nowhere is no target.
+SELECT msgq.create_topic('catch', 'fanout'), msgq.create_topic('nowhere', on_unroutable => 'drop');
+SELECT msgq.bind('catch', 'created') > 0 AS bound;
+SELECT msgq.alter_topic('a1', '{"on_unroutable": "alternate", "alternate": "catch"}');
+SELECT msgq.bind('a1', 'nowhere', 'unknown') > 0 AS bound;
+SELECT msgq.publish('a1', 'unknown', '4');
+SELECT via, target FROM msgq.route('a1', 'unknown') ORDER BY 1, 2;
+SELECT msgq.alter_topic('a1', '{"on_unroutable": "error", "alternate": null}');
+SELECT msgq.publish('a1', 'unknown', '4');
+SELECT msgq.drop_topic('catch'), msgq.drop_topic('nowhere');
+
 -- Settings.
 SELECT msgq.alter_topic('a1', '{"retain": false, "max_retained": 10}');
 SELECT name, on_unroutable, retain, max_retained FROM msgq.topics WHERE name = 'a1';
@@ -209,6 +220,26 @@ SELECT msgq.unbind('orders', 'all', 'not there');
 SELECT msgq.unbind('orders', 'none');
 SELECT msgq.drop_topic('none');
 SELECT msgq.drop_topic('none', if_exists => true);
+
+-- Nobody writes through a handle, and its rows are not for others' functions.
+SELECT c.relname ~ '^[qst]', pg_relation_is_updatable(c.oid, true), count(*) > 2 AS some
+FROM pg_class AS c WHERE relnamespace = 'msgq'::regnamespace AND relkind = 'v' AND relname ~ '^[qst]\d+$'
+GROUP BY 1, 2;
+SELECT DISTINCT reloptions FROM pg_class
+WHERE relnamespace = 'msgq'::regnamespace AND relkind = 'v' AND relname ~ '^t\d+$';
+
+-- Many changes in one transaction take no more memory than one.
+BEGIN;
+DO $$
+BEGIN
+	FOR i IN 1 .. 500 LOOP
+		PERFORM msgq.bind('orders', 'all', 'many.' || i);
+		PERFORM msgq.publish('orders', 'many.' || i, 'true');
+		PERFORM msgq.unbind('orders', 'all', 'many.' || i);
+	END LOOP;
+END $$;
+SELECT count(*) < 20 AS few FROM pg_backend_memory_contexts WHERE name = 'msgq topic';
+COMMIT;
 
 -- A queue keeps its bindings when it is renamed, and loses them when it is dropped.
 SELECT msgq.rename_queue('eu', 'europe');

@@ -78,7 +78,7 @@ msgq_refuse_taken_name(const char *name, const char *except)
 {
 	const char *kind = msgq_queue_find(name) ? "queue" :
 	msgq_stream_find(name) ? "stream" :
-	msgq_routing_find(name) ? "topic" : NULL;
+	msgq_topic_find(name) ? "topic" : NULL;
 
 	if (kind && (except == NULL || strcmp(kind, except) != 0))
 		ereport(ERROR,
@@ -95,7 +95,8 @@ msgq_bindings_drop(int32 target_id)
 	if (!OidIsValid(msgq_relation_oid("binding")))
 		return;
 	msgq_spi_run("DELETE FROM msgq.binding WHERE target_id = %d", target_id);
-	msgq_topic_changed();
+	if (SPI_processed > 0)
+		msgq_topic_changed();
 }
 
 /* Runs a command that has the queue's number as $1 and a name as $2. */
@@ -549,7 +550,7 @@ rename_partner(const MsgqQueue *renamed, const char *new_name)
 	char	   *name = psprintf("%s%s", new_name, DEAD_LETTER_SUFFIX);
 
 	if (partner && strlen(name) < NAMEDATALEN && msgq_queue_find(name) == NULL &&
-		msgq_stream_find(name) == NULL && msgq_routing_find(name) == NULL &&
+		msgq_stream_find(name) == NULL && msgq_topic_find(name) == NULL &&
 		msgq_queue_has_right(partner, MSGQ_RIGHT_ADMIN))
 		rename_queue(partner, name);
 }

@@ -34,7 +34,7 @@
 #include "msgq.h"
 
 #include "common/hashfn.h"
-#include "mb/pg_wchar.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
@@ -42,7 +42,7 @@
 #include "argument.h"
 #include "pattern.h"
 
-/* MQTT's limit, for all of them. */
+/* MQTT's limit, for all of them, and for keys. */
 #define MAX_PATTERN_BYTES	65535
 
 /* Where a word leads from a node. */
@@ -199,17 +199,18 @@ word_contains(const Words *words, const char *characters)
 	return false;
 }
 
-/* Could a message have this key?  In AMQP any text is one. */
+/* Could a message have this key?  In AMQP any text that is not too long. */
 static bool
 is_valid_key(MsgqSyntax syntax, const char *key)
 {
 	Words		words = words_of(syntax, key);
 
+	if (strlen(key) > MAX_PATTERN_BYTES)
+		return false;
 	switch (syntax)
 	{
 		case MSGQ_SYNTAX_MQTT:
-			return key[0] != '\0' && strpbrk(key, "+#") == NULL &&
-				strlen(key) <= MAX_PATTERN_BYTES;
+			return key[0] != '\0' && strpbrk(key, "+#") == NULL;
 		case MSGQ_SYNTAX_NATS:
 			while (next_word(&words))
 			{
@@ -433,6 +434,7 @@ advance(MsgqMatcher *matcher, int n, const Words *words, bool with_wildcards)
 {
 	int			reached = 0;
 
+	CHECK_FOR_INTERRUPTS();
 	matcher->step++;
 	for (int i = 0; i < n; i++)
 	{

@@ -18,8 +18,9 @@
  * call.  So no message is routed by half of a change.
  *
  * A repeated idempotency key stores nothing in the targets that have had it.
- * Where nothing was stored at all, nothing is retained either: it was published
- * before, and later messages with its routing key have come since.
+ * Where there is one, nothing is retained either: the message was published
+ * before, and later ones with its routing key may have come since.  (A topic
+ * without any target knows of no repetition.)
  *
  * src/publish.c
  */
@@ -39,10 +40,6 @@
 #include "retained.h"
 #include "route.h"
 #include "testing.h"
-
-/* What consumers are told of how the message came. */
-#define TOPIC_HEADER		"msgq-topic"
-#define ROUTING_KEY_HEADER	"msgq-routing-key"
 
 /* One call of publish. */
 typedef struct Publishing
@@ -66,19 +63,6 @@ typedef struct Publishing
  * ---------------------------------------------------------------------------
  */
 
-static void
-push_text(JsonbParseState **state, const char *key, char *text)
-{
-	JsonbValue	value = {.type = jbvString};
-
-	value.val.string.val = (char *) key;
-	value.val.string.len = strlen(key);
-	pushJsonbValue(state, WJB_KEY, &value);
-	value.val.string.val = text;
-	value.val.string.len = strlen(text);
-	pushJsonbValue(state, WJB_VALUE, &value);
-}
-
 /* Adds to the message's headers where it comes from. */
 static void
 add_origin(Publishing *publishing, char *routing_key)
@@ -88,8 +72,10 @@ add_origin(Publishing *publishing, char *routing_key)
 	Datum		origin;
 
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-	push_text(&state, TOPIC_HEADER, publishing->topic);
-	push_text(&state, ROUTING_KEY_HEADER, routing_key);
+	msgq_push_text(&state, WJB_KEY, MSGQ_TOPIC_HEADER);
+	msgq_push_text(&state, WJB_VALUE, publishing->topic);
+	msgq_push_text(&state, WJB_KEY, MSGQ_ROUTING_KEY_HEADER);
+	msgq_push_text(&state, WJB_VALUE, routing_key);
 	origin = JsonbPGetDatum(JsonbValueToJsonb(pushJsonbValue(&state,
 															 WJB_END_OBJECT, NULL)));
 	message->headers[0] = message->no_headers[0] ? origin :
@@ -221,7 +207,8 @@ retain(Publishing *publishing, bool is_repeated)
 			table_close(publishing->logs[i], NoLock);
 		else
 			msgq_retained_add(publishing->logs[i], publishing->route->topics[i],
-							  publishing->routing_key, &publishing->message);
+							  publishing->routing_key, &publishing->message,
+							  publishing->routable.headers != NULL);
 	}
 }
 
@@ -238,7 +225,7 @@ publish(Publishing *publishing)
 	if (ntargets == 0)
 		check_may_drop(publishing);
 	stored = store_in_targets(publishing);
-	retain(publishing, ntargets > 0 && stored == 0);
+	retain(publishing, stored < ntargets);
 	CommandCounterIncrement();
 	return ntargets;
 }

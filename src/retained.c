@@ -85,10 +85,13 @@ msgq_retained_lock(const MsgqTopic *topic)
 	return log;
 }
 
-/* Appends a message, if the topic retains any; closes the table. */
+/*
+ * Appends a message, if the topic retains any; closes the table.  has_headers
+ * says whether the publisher has given headers.
+ */
 void
 msgq_retained_add(Relation log, const MsgqTopic *topic, Datum routing_key,
-				  const MsgqOutgoing *out)
+				  const MsgqOutgoing *out, bool has_headers)
 {
 	Datum		values[Natts_retained] = {0};
 	bool		nulls[Natts_retained];
@@ -108,6 +111,7 @@ msgq_retained_add(Relation log, const MsgqTopic *topic, Datum routing_key,
 		Int64GetDatum(nextval_internal(topic->sequence, false)));
 	SET(Anum_retained_published_at, TimestampTzGetDatum(out->now));
 	SET(Anum_retained_priority, Int16GetDatum(out->priorities[0]));
+	SET(Anum_retained_has_headers, BoolGetDatum(has_headers));
 	if (out->visible_at[0] != 0)
 		SET(Anum_retained_visible_at, TimestampTzGetDatum(out->visible_at[0]));
 	if (expires_at != 0)
@@ -158,26 +162,53 @@ with_retained_header(Datum headers, bool no_headers)
 		DirectFunctionCall2(jsonb_concat, headers, addition);
 }
 
+/* The headers that the publisher has given. */
+static Datum
+publishers_headers(Datum headers)
+{
+	Datum		names[] = {
+		CStringGetTextDatum(MSGQ_TOPIC_HEADER),
+		CStringGetTextDatum(MSGQ_ROUTING_KEY_HEADER)
+	};
+	ArrayType  *array = construct_array(names, lengthof(names), TEXTOID, -1, false,
+										TYPALIGN_INT);
+
+	return DirectFunctionCall2(jsonb_delete_array, headers, PointerGetDatum(array));
+}
+
+/* Is it due, if the target is a stream, which holds nothing back? */
+static bool
+is_due(const Delivery *delivery, int row)
+{
+	bool		is_null;
+	Datum		visible_at = column(row, Anum_retained_visible_at, &is_null);
+
+	return delivery->destination.queue || is_null ||
+		DatumGetTimestampTz(visible_at) <= msgq_now();
+}
+
 /* Does the binding take the message in this row? */
 static bool
 is_taken(Delivery *delivery, int row)
 {
 	bool		is_null;
-	bool		no_headers;
 	bool		no_body;
-	Datum		headers = column(row, Anum_retained_headers, &no_headers);
 	Datum		body = column(row, Anum_retained_body, &no_body);
+	Datum		headers;
 	char	   *key = TextDatumGetCString(column(row, Anum_retained_routing_key,
 												 &is_null));
-	MsgqRoutable message = {
-		.routing_key = key,
-		.headers = no_headers ? NULL : &headers,
-		.body = no_body ? NULL : &body
-	};
+	MsgqRoutable message = {.routing_key = key,.body = no_body ? NULL : &body};
 	int			number;
 
-	return msgq_matcher_match(delivery->matcher, key, &number) > 0 &&
-		msgq_binding_accepts(delivery->binding, &message);
+	if (msgq_matcher_match(delivery->matcher, key, &number) == 0 ||
+		!is_due(delivery, row))
+		return false;
+	if (DatumGetBool(column(row, Anum_retained_has_headers, &is_null)))
+	{
+		headers = publishers_headers(column(row, Anum_retained_headers, &is_null));
+		message.headers = &headers;
+	}
+	return msgq_binding_accepts(delivery->binding, &message);
 }
 
 /* Message number i from a row. */
@@ -297,11 +328,33 @@ deliver_all(Delivery *delivery)
 	MemoryContextDelete(batch);
 }
 
+/* Waits for all who are publishing to the topic, and keeps others waiting. */
+void
+msgq_retained_lock_all(const MsgqTopic *topic, LOCKMODE mode)
+{
+	for (int i = 0; i < MSGQ_RETAINED_LOGS; i++)
+	{
+		if (OidIsValid(topic->logs[i]))
+			LockRelationOid(topic->logs[i], mode);
+	}
+}
+
+/* The topic was not what it was. */
+void
+msgq_retained_unlock_all(const MsgqTopic *topic, LOCKMODE mode)
+{
+	for (int i = 0; i < MSGQ_RETAINED_LOGS; i++)
+	{
+		if (OidIsValid(topic->logs[i]))
+			UnlockRelationOid(topic->logs[i], mode);
+	}
+}
+
 /*
  * Delivers the last message of each routing key to the target of a new binding,
- * as far as the binding takes them; returns how many.  Waits for all who are
- * publishing to the topic, and keeps others waiting to the end of the
- * transaction.  command is the caller's name, for messages.
+ * as far as the binding takes them; returns how many.  The caller has locked
+ * metadata, and the logs so that nobody is publishing.  command is his name, for
+ * messages.
  */
 int64
 msgq_retained_deliver(const char *command, const MsgqTopic *topic,
@@ -311,16 +364,7 @@ msgq_retained_deliver(const char *command, const MsgqTopic *topic,
 	MsgqSpi		spi;
 
 	for (int i = 0; i < MSGQ_RETAINED_LOGS; i++)
-	{
-		Relation	log;
-
-		LockRelationOid(topic->logs[i], ShareRowExclusiveLock);
-		log = table_open(topic->logs[i], NoLock);
-		/* Nobody's rule may run as the owner. */
-		msgq_table_close(msgq_table_open(log, Natts_retained,
-										 MSGQ_RETAINED_REQUIRED, AccessShareLock),
-						 NoLock);
-	}
+		msgq_table_check(topic->logs[i], Natts_retained, MSGQ_RETAINED_REQUIRED);
 	delivery.matcher = msgq_matcher_create(topic->kind == MSGQ_TOPIC_DIRECT ?
 										   MSGQ_SYNTAX_EXACT : MSGQ_SYNTAX_AMQP);
 	msgq_matcher_add(delivery.matcher, binding->pattern, 0);
@@ -350,6 +394,7 @@ msgq_retained_create_log(int32 topic_id, int n)
 				 "id bigint NOT NULL, "
 				 "published_at timestamptz NOT NULL, "
 				 "priority smallint NOT NULL, "
+				 "has_headers boolean NOT NULL, "
 				 "visible_at timestamptz, "
 				 "expires_at timestamptz, "
 				 "group_key text, "
@@ -360,15 +405,13 @@ msgq_retained_create_log(int32 topic_id, int n)
 				 topic_id, n);
 }
 
-/* Forgets all that a topic retains; waits for those who are publishing. */
+/* Forgets all that a topic retains; the caller has locked the logs. */
 void
 msgq_retained_drop_all(const MsgqTopic *topic)
 {
 	MsgqSpi		spi;
 
 	msgq_spi_begin(&spi, msgq_storage_owner());
-	for (int i = 0; i < MSGQ_RETAINED_LOGS; i++)
-		LockRelationOid(topic->logs[i], AccessExclusiveLock);
 	msgq_spi_run("DELETE FROM msgq.t%d_1", topic->id);
 	msgq_spi_run("DELETE FROM msgq.t%d_2", topic->id);
 	msgq_spi_end(&spi);
@@ -402,17 +445,6 @@ read_state(int32 topic_id, LogState *state)
 	state->current_table = msgq_relation_oid(psprintf("t%d_%d", topic_id, state->current));
 	state->kept_table = msgq_relation_oid(psprintf("t%d_%d", topic_id, state->kept));
 	return OidIsValid(state->current_table) && OidIsValid(state->kept_table);
-}
-
-/* Refuses tables to which somebody has added what would run as the owner. */
-static void
-check_table(Oid table_oid)
-{
-	Relation	table = table_open(table_oid, RowExclusiveLock);
-
-	msgq_table_close(msgq_table_open(table, Natts_retained,
-									 MSGQ_RETAINED_REQUIRED, RowExclusiveLock),
-					 NoLock);
 }
 
 /*
@@ -454,8 +486,8 @@ empty_kept(int32 topic_id, const LogState *state, MsgqRound *round)
 		round->waiting++;
 		return;
 	}
-	check_table(state->kept_table);
-	check_table(state->current_table);
+	msgq_table_check(state->kept_table, Natts_retained, MSGQ_RETAINED_REQUIRED);
+	msgq_table_check(state->current_table, Natts_retained, MSGQ_RETAINED_REQUIRED);
 	table = table_open(state->kept_table, NoLock);
 	has_row = msgq_table_has_row(table);
 	is_shown = !has_row && msgq_table_has_row_for_somebody(table);

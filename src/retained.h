@@ -7,6 +7,8 @@
 #ifndef MSGQ_RETAINED_H
 #define MSGQ_RETAINED_H
 
+#include "storage/lockdefs.h"
+
 #include "ring.h"
 #include "send.h"
 #include "table.h"
@@ -19,6 +21,7 @@ enum
 	Anum_retained_id,
 	Anum_retained_published_at,
 	Anum_retained_priority,
+	Anum_retained_has_headers,
 	Anum_retained_visible_at,
 	Anum_retained_expires_at,
 	Anum_retained_group_key,
@@ -29,13 +32,16 @@ enum
 };
 
 /* These are NOT NULL. */
-#define MSGQ_RETAINED_REQUIRED	Anum_retained_priority
+#define MSGQ_RETAINED_REQUIRED	Anum_retained_has_headers
 
 extern Relation msgq_retained_lock(const MsgqTopic *topic);
 extern void msgq_retained_add(Relation log, const MsgqTopic *topic,
-							  Datum routing_key, const MsgqOutgoing *out);
+							  Datum routing_key, const MsgqOutgoing *out,
+							  bool has_headers);
 extern int64 msgq_retained_deliver(const char *command, const MsgqTopic *topic,
 								   const MsgqBinding *binding);
+extern void msgq_retained_lock_all(const MsgqTopic *topic, LOCKMODE mode);
+extern void msgq_retained_unlock_all(const MsgqTopic *topic, LOCKMODE mode);
 extern void msgq_retained_create_log(int32 topic_id, int n);
 extern void msgq_retained_drop_all(const MsgqTopic *topic);
 extern bool msgq_retained_turn(int32 topic_id, MsgqRound *round);

@@ -71,9 +71,9 @@ find_handle(RightCall *call, const char *name)
 	const MsgqStream *stream = msgq_stream_find(name);
 	const MsgqQueue *queue;
 
-	if (msgq_routing_find(name))
+	if (msgq_topic_find(name))
 	{
-		const MsgqTopic *topic = &msgq_routing_get(name, MSGQ_RIGHT_ADMIN)->topics[0];
+		const MsgqTopic *topic = msgq_topic_get(name, MSGQ_RIGHT_ADMIN);
 
 		call->handle = topic->handle;
 		call->handle_name = psprintf("msgq.t%d", topic->id);

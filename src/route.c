@@ -5,8 +5,9 @@
  * A binding takes a message if all its conditions hold: the pattern matches the
  * routing key, the headers are what they must be, the filter passes.  A topic
  * all of whose bindings decline sends the message to its alternate, if it has
- * one.  Each topic is passed once, and each queue or stream is a target once,
- * however many ways lead there.
+ * one; and if there is no target in the end, all topics that the message has
+ * passed do.  Each topic is passed once, and each queue or stream is a target
+ * once, however many ways lead there.
  *
  * Topics cannot lead back to themselves (topicadmin.c sees to it).
  *
@@ -76,6 +77,7 @@ typedef struct Itinerary
 	int			n;
 	int		   *topics;
 	bool	   *is_known;
+	bool		has_target;		/* a queue or a stream */
 	BindingVisitor visitor;
 	void	   *context;
 } Itinerary;
@@ -96,6 +98,8 @@ visit_binding(void *context, const MsgqTopic *topic, const MsgqBinding *binding)
 
 	if (binding->target.kind == MSGQ_TARGET_TOPIC)
 		pass(itinerary, binding->target.topic);
+	else
+		itinerary->has_target = true;
 	itinerary->visitor(itinerary->context, topic, binding);
 }
 
@@ -111,14 +115,20 @@ travel(const MsgqRouting *routing, MsgqRoutable *message,
 		.visitor = visitor,
 		.context = context
 	};
+	int			visited = 0;
 
 	pass(&itinerary, 0);
-	for (int i = 0; i < itinerary.n; i++)
+	while (visited < itinerary.n)
 	{
-		const MsgqTopic *topic = &routing->topics[itinerary.topics[i]];
+		for (; visited < itinerary.n; visited++)
+		{
+			const MsgqTopic *topic = &routing->topics[itinerary.topics[visited]];
 
-		if (!visit_topic(topic, message, numbers, visit_binding, &itinerary))
-			pass(&itinerary, topic->alternate);
+			if (!visit_topic(topic, message, numbers, visit_binding, &itinerary))
+				pass(&itinerary, topic->alternate);
+		}
+		for (int i = 0; i < visited && !itinerary.has_target; i++)
+			pass(&itinerary, routing->topics[itinerary.topics[i]].alternate);
 	}
 	pfree(numbers);
 	return itinerary;

@@ -9,6 +9,10 @@
 
 #include "topic.h"
 
+/* What consumers are told of how a message came. */
+#define MSGQ_TOPIC_HEADER		"msgq-topic"
+#define MSGQ_ROUTING_KEY_HEADER	"msgq-routing-key"
+
 /* What bindings see of a message. */
 typedef struct MsgqRoutable
 {

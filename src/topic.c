@@ -13,8 +13,8 @@
  * A topic is a row of msgq.topic, its bindings are rows of msgq.binding, its
  * rights are privileges on its handle, the view msgq.t<id>.
  *
- * Each backend caches the routing of a topic: the topic with all those to which
- * its messages can get, and all their bindings, compiled.  It is read with one
+ * Each backend caches the routing of a topic that it publishes to: the topic with
+ * all those to which its messages can get, and all their bindings, compiled.  It is read with one
  * snapshot, so that whoever changes several bindings in one transaction is seen
  * to have changed all of them or none.  Whoever changes these tables, or drops
  * or renames a target, calls msgq_topic_changed: with his commit all backends
@@ -264,17 +264,22 @@ read_topic(void *context, const Datum *values, const bool *nulls)
 	topic->log = DatumGetInt32(values[Anum_topic_log - 1]) - 1;
 }
 
-/* Where its storage is, and its bindings, compiled. */
+/* Where its storage is. */
 static void
-complete_topic(const Reading *reading, MsgqTopic *topic)
+find_storage(MsgqTopic *topic)
 {
-	BindingList list = {.reading = reading,.topic = topic};
-	ScanKeyData key;
-
 	topic->handle = msgq_relation_oid(psprintf("t%d", topic->id));
 	topic->sequence = msgq_relation_oid(psprintf("t%d_id", topic->id));
 	for (int i = 0; i < MSGQ_RETAINED_LOGS; i++)
 		topic->logs[i] = msgq_relation_oid(psprintf("t%d_%d", topic->id, i + 1));
+}
+
+/* Its bindings, compiled. */
+static void
+read_bindings(const Reading *reading, MsgqTopic *topic)
+{
+	BindingList list = {.reading = reading,.topic = topic};
+	ScanKeyData key;
 
 	ScanKeyInit(&key, Anum_binding_topic_id, BTEqualStrategyNumber, F_INT4EQ,
 				Int32GetDatum(topic->id));
@@ -294,7 +299,8 @@ add_topic(Reading *reading, const char *index, ScanKey key)
 
 	if (read_rows(reading, "topic", index, key, read_topic, &topic) == 0)
 		return -1;
-	complete_topic(reading, &topic);
+	find_storage(&topic);
+	read_bindings(reading, &topic);
 	if (routing->ntopics == reading->room)
 	{
 		reading->room *= 2;
@@ -366,6 +372,29 @@ read_routing(const char *name)
 	return routing->ntopics > 0 ? routing : NULL;
 }
 
+/* The topic without its bindings; NULL if there is none.  It is not cached. */
+MsgqTopic *
+msgq_topic_find(const char *name)
+{
+	Reading		reading = {0};
+	MsgqTopic  *topic = palloc0(sizeof(MsgqTopic));
+	ScanKeyData key;
+	int			n;
+
+	/* The library may be newer than what CREATE EXTENSION has made. */
+	if (!OidIsValid(msgq_relation_oid("topic")))
+		return NULL;
+	ScanKeyInit(&key, Anum_topic_name, BTEqualStrategyNumber, F_TEXTEQ,
+				CStringGetTextDatum(name));
+	reading.snapshot = RegisterSnapshot(GetLatestSnapshot());
+	n = read_rows(&reading, "topic", "topic_name_key", &key, read_topic, topic);
+	UnregisterSnapshot(reading.snapshot);
+	if (n == 0)
+		return NULL;
+	find_storage(topic);
+	return topic;
+}
+
 /* ---------------------------------------------------------------------------
  * The cache
  * ---------------------------------------------------------------------------
@@ -386,15 +415,27 @@ create_cache(void)
 						HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 }
 
-/* What is cached under this name is old: but somebody may be using it. */
+/* Forgets what is old, also of topics that nobody asks for any more. */
 static void
-retire(CachedRouting *entry)
+forget_old(void)
 {
-	MemoryContextSetParent(entry->context, TopTransactionContext);
-	(void) hash_search(cache, &entry->name, HASH_REMOVE, NULL);
+	HASH_SEQ_STATUS status;
+	CachedRouting *entry;
+
+	hash_seq_init(&status, cache);
+	while ((entry = hash_seq_search(&status)) != NULL)
+	{
+		if (entry->routing->generation == generation)
+			continue;
+		MemoryContextDelete(entry->context);
+		(void) hash_search(cache, &entry->name, HASH_REMOVE, NULL);
+	}
 }
 
-/* The topic's routing; NULL if there is no such topic. */
+/*
+ * The topic's routing; NULL if there is no such topic.  It stays there until
+ * the next call.
+ */
 const MsgqRouting *
 msgq_routing_find(const char *topic)
 {
@@ -412,8 +453,7 @@ msgq_routing_find(const char *topic)
 	entry = hash_search(cache, &key, HASH_FIND, NULL);
 	if (entry && entry->routing->generation == generation)
 		return entry->routing;
-	if (entry)
-		retire(entry);
+	forget_old();
 
 	context = AllocSetContextCreate(TopTransactionContext, "msgq topic",
 									ALLOCSET_DEFAULT_SIZES);
@@ -442,35 +482,56 @@ msgq_routing_is_current(const MsgqRouting *routing)
  * ---------------------------------------------------------------------------
  */
 
-/* Were all of its relations there when it was looked up? */
-static bool
-is_complete(const MsgqTopic *topic)
+/* Raises 55000 unless all of its relations were there when it was read. */
+static void
+check_complete(const MsgqTopic *topic)
 {
+	bool		is_complete = OidIsValid(topic->handle) &&
+	OidIsValid(topic->sequence);
+
 	for (int i = 0; i < MSGQ_RETAINED_LOGS; i++)
-	{
-		if (!OidIsValid(topic->logs[i]))
-			return false;
-	}
-	return OidIsValid(topic->handle) && OidIsValid(topic->sequence);
+		is_complete &= OidIsValid(topic->logs[i]);
+	if (!is_complete)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the storage of topic \"%s\" is incomplete",
+						NameStr(topic->name)),
+				 errdetail("Its relations are named msgq.t%d and msgq.t%d_*.",
+						   topic->id, topic->id),
+				 errhint("Restore them from a dump, or drop the topic.")));
 }
 
-/* Raises 55000 if the storage of one of the topics is missing. */
 static void
-check_complete(const MsgqRouting *routing)
+raise_missing(const char *topic)
 {
-	for (int i = 0; i < routing->ntopics; i++)
-	{
-		const MsgqTopic *topic = &routing->topics[i];
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_OBJECT),
+			 errmsg("topic \"%s\" does not exist", topic)));
+}
 
-		if (!is_complete(topic))
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("the storage of topic \"%s\" is incomplete",
-							NameStr(topic->name)),
-					 errdetail("Its relations are named msgq.t%d and msgq.t%d_*.",
-							   topic->id, topic->id),
-					 errhint("Restore them from a dump, or drop the topic.")));
-	}
+/*
+ * The topic without its bindings, if the current user has the right on it.
+ * Errors as msgq_routing_get.
+ */
+MsgqTopic *
+msgq_topic_get(const char *name, AclMode right)
+{
+	MsgqTopic  *topic;
+	bool		may;
+	bool		is_missing;
+
+	do
+	{
+		topic = msgq_topic_find(name);
+		if (topic == NULL)
+			raise_missing(name);
+		check_complete(topic);
+		may = msgq_has_right(topic->handle, right, &is_missing);
+	} while (is_missing);
+
+	if (!may)
+		msgq_refuse_without_right("topic", name, right);
+	return topic;
 }
 
 /*
@@ -490,10 +551,9 @@ msgq_routing_get(const char *topic, AclMode right)
 	{
 		routing = msgq_routing_find(topic);
 		if (routing == NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_UNDEFINED_OBJECT),
-					 errmsg("topic \"%s\" does not exist", topic)));
-		check_complete(routing);
+			raise_missing(topic);
+		for (int i = 0; i < routing->ntopics; i++)
+			check_complete(&routing->topics[i]);
 		may = msgq_has_right(routing->topics[0].handle, right, &is_missing);
 		if (is_missing)
 			msgq_topic_forget_all();

@@ -105,6 +105,8 @@ typedef struct MsgqTopic
 	bool		retain;
 	int			log;			/* of the following, that takes new ones */
 	Oid			logs[MSGQ_RETAINED_LOGS];
+
+	/* in a routing */
 	MsgqMatcher *matcher;		/* tells numbers of bindings */
 	int			nbindings;
 	MsgqBinding *bindings;
@@ -112,7 +114,7 @@ typedef struct MsgqTopic
 
 /*
  * A topic with all those to which its messages can get, as they were at one
- * instant.  It stays there until the end of the transaction.
+ * instant.
  */
 typedef struct MsgqRouting
 {
@@ -125,6 +127,8 @@ typedef struct MsgqRouting
 extern void msgq_topic_init(void);
 extern void msgq_topic_changed(void);
 extern void msgq_topic_forget_all(void);
+extern MsgqTopic *msgq_topic_find(const char *name);
+extern MsgqTopic *msgq_topic_get(const char *name, AclMode right);
 extern const MsgqRouting *msgq_routing_find(const char *topic);
 extern const MsgqRouting *msgq_routing_get(const char *topic, AclMode right);
 extern bool msgq_routing_is_current(const MsgqRouting *routing);

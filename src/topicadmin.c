@@ -103,11 +103,31 @@ check_alternate(const TopicSettings *settings)
 				 errhint("Use on_unroutable => 'alternate'.")));
 }
 
+/*
+ * Waits for all who are publishing to the topic, keeps others waiting, and only
+ * then locks metadata: so nobody else waits meanwhile.  Raises 42704 if it has
+ * been dropped before that.
+ */
+static void
+lock_quiet_topic(const MsgqTopic *topic, LOCKMODE mode)
+{
+	const MsgqTopic *now;
+
+	msgq_retained_lock_all(topic, mode);
+	msgq_lock_metadata();
+	now = msgq_topic_find(NameStr(topic->name));
+	if (now == NULL || now->id != topic->id)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("topic \"%s\" does not exist", NameStr(topic->name)),
+				 errdetail("It was dropped meanwhile.")));
+}
+
 /* The number of a topic to which the caller may publish. */
 static int32
 alternate_named(const char *name)
 {
-	return msgq_routing_get(name, MSGQ_RIGHT_SEND)->topics[0].id;
+	return msgq_topic_get(name, MSGQ_RIGHT_SEND)->id;
 }
 
 /* Would what leads from one to the other lead back?  Raises 22023. */
@@ -199,14 +219,16 @@ create(const char *name, const char *kind, const TopicSettings *settings)
 	msgq_spi_run("CREATE SEQUENCE msgq.t%d_id AS bigint CACHE 1", id);
 	for (int n = 1; n <= MSGQ_RETAINED_LOGS; n++)
 		msgq_retained_create_log(id, n);
-	msgq_spi_run("CREATE VIEW msgq.t%d AS SELECT id AS binding, target_id, pattern, "
+	/* It shows no others' bindings to functions, and cannot be written through. */
+	msgq_spi_run("CREATE VIEW msgq.t%d WITH (security_barrier) AS "
+				 "SELECT id AS binding, target_id, pattern, "
 				 "header_match, filter, retained, created_at "
-				 "FROM msgq.binding WHERE topic_id = %d", id, id);
+				 "FROM msgq.binding WHERE topic_id = %d OFFSET 0", id, id);
 	comment_on_storage(id, name);
 	msgq_spi_run("GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON msgq.t%d TO %s WITH GRANT OPTION",
 				 id, quote_identifier(GetUserNameFromId(creator, false)));
 	msgq_spi_end(&spi);
-	msgq_topic_changed();
+	/* Nobody has cached it, nor anything that leads to it. */
 	CommandCounterIncrement();
 }
 
@@ -340,8 +362,9 @@ change_settings(TopicSettings *settings, Jsonb *changes)
 	}
 }
 
+/* The topic's settings, with these changes, checked. */
 static TopicSettings
-settings_of(const MsgqTopic *topic)
+changed_settings(const MsgqTopic *topic, Jsonb *changes)
 {
 	TopicSettings settings = {
 		.alternate_id = topic->alternate_id,
@@ -361,6 +384,8 @@ settings_of(const MsgqTopic *topic)
 												 SPI_getvalue(SPI_tuptable->vals[0],
 															  SPI_tuptable->tupdesc, 2));
 	msgq_spi_end(&spi);
+	change_settings(&settings, changes);
+	check_alternate(&settings);
 	return settings;
 }
 
@@ -373,17 +398,21 @@ msgq_alter_topic(PG_FUNCTION_ARGS)
 	Jsonb	   *changes = DatumGetJsonbP(msgq_arg(fcinfo, 1, "settings"));
 	const MsgqTopic *topic;
 	TopicSettings settings;
+	bool		forget;
 	MsgqSpi		spi;
 
 	msgq_begin_change("msgq.alter_topic()");
-	msgq_lock_metadata();
-	topic = &msgq_routing_get(name, MSGQ_RIGHT_ADMIN)->topics[0];
-	settings = settings_of(topic);
-	change_settings(&settings, changes);
-	check_alternate(&settings);
+	topic = msgq_topic_get(name, MSGQ_RIGHT_ADMIN);
+	forget = topic->retain && !changed_settings(topic, changes).retain;
+	if (forget)
+		lock_quiet_topic(topic, AccessExclusiveLock);
+	else
+		msgq_lock_metadata();
+	topic = msgq_topic_get(name, MSGQ_RIGHT_ADMIN);
+	settings = changed_settings(topic, changes);
 	if (settings.alternate_id != 0 && settings.alternate_id != topic->alternate_id)
 		refuse_cycle(topic->id, settings.alternate_id);
-	if (topic->retain && !settings.retain)
+	if (forget)
 		msgq_retained_drop_all(topic);
 	msgq_spi_begin(&spi, msgq_storage_owner());
 	write_settings(topic->id, &settings);
@@ -422,7 +451,6 @@ refuse_used_alternate(int32 topic_id, const char *name)
 				 errhint("Drop those first, or give them another alternate with msgq.alter_topic().")));
 }
 
-/* Waits for those who are publishing. */
 static void
 drop_storage(const MsgqTopic *topic)
 {
@@ -430,11 +458,6 @@ drop_storage(const MsgqTopic *topic)
 	MsgqSpi		spi;
 
 	msgq_spi_begin(&spi, msgq_storage_owner());
-	for (int i = 0; i < MSGQ_RETAINED_LOGS; i++)
-	{
-		if (OidIsValid(topic->logs[i]))
-			LockRelationOid(topic->logs[i], AccessExclusiveLock);
-	}
 	if (OidIsValid(topic->handle))
 		msgq_spi_run("DROP VIEW msgq.t%d", id);
 	for (int i = 0; i < MSGQ_RETAINED_LOGS; i++)
@@ -459,12 +482,11 @@ msgq_drop_topic(PG_FUNCTION_ARGS)
 {
 	char	   *name = msgq_arg_name(fcinfo, 0, "topic");
 	bool		if_exists = msgq_arg_bool(fcinfo, 1, "if_exists");
-	const MsgqRouting *routing;
+	MsgqTopic  *topic;
 
 	msgq_begin_change("msgq.drop_topic()");
-	msgq_lock_metadata();
-	routing = msgq_routing_find(name);
-	if (routing == NULL && if_exists)
+	topic = msgq_topic_find(name);
+	if (topic == NULL && if_exists)
 	{
 		ereport(NOTICE,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
@@ -472,11 +494,12 @@ msgq_drop_topic(PG_FUNCTION_ARGS)
 		PG_RETURN_BOOL(false);
 	}
 	/* Without the handle nobody has rights, but the owner can clean up. */
-	if (routing == NULL ||
+	if (topic == NULL ||
 		!has_privs_of_role(GetUserId(), msgq_storage_owner()))
-		routing = msgq_routing_get(name, MSGQ_RIGHT_ADMIN);
-	refuse_used_alternate(routing->topics[0].id, name);
-	drop_storage(&routing->topics[0]);
+		topic = msgq_topic_get(name, MSGQ_RIGHT_ADMIN);
+	lock_quiet_topic(topic, AccessExclusiveLock);
+	refuse_used_alternate(topic->id, name);
+	drop_storage(topic);
 	PG_RETURN_BOOL(true);
 }
 
@@ -491,8 +514,7 @@ typedef struct BindCall
 	char	   *topic_name;
 	char	   *target_name;
 	const MsgqTopic *topic;
-	int32		target_id;
-	bool		target_is_topic;
+	MsgqTarget	target;
 	Datum		values[6];		/* what identifies the binding: $1 to $6 */
 	bool		nulls[6];
 } BindCall;
@@ -511,16 +533,24 @@ static void
 find_target(BindCall *call, AclMode right)
 {
 	const char *name = call->target_name;
+	MsgqTarget *target = &call->target;
 
+	namestrcpy(&target->name, name);
 	if (msgq_stream_find(name))
-		call->target_id = msgq_stream_get(name, right)->id;
-	else if (msgq_routing_find(name))
 	{
-		call->target_id = msgq_routing_get(name, right)->topics[0].id;
-		call->target_is_topic = true;
+		target->kind = MSGQ_TARGET_STREAM;
+		target->id = msgq_stream_get(name, right)->id;
+	}
+	else if (msgq_topic_find(name))
+	{
+		target->kind = MSGQ_TARGET_TOPIC;
+		target->id = msgq_topic_get(name, right)->id;
 	}
 	else if (msgq_queue_find(name))
-		call->target_id = msgq_queue_get(name, right)->id;
+	{
+		target->kind = MSGQ_TARGET_QUEUE;
+		target->id = msgq_queue_get(name, right)->id;
+	}
 	else
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
@@ -548,7 +578,7 @@ static void
 fill_ids(BindCall *call)
 {
 	call->values[0] = Int32GetDatum(call->topic->id);
-	call->values[1] = Int32GetDatum(call->target_id);
+	call->values[1] = Int32GetDatum(call->target.id);
 }
 
 /* The number of the binding; 0 if there is none like it. */
@@ -618,7 +648,7 @@ check_conditions(const BindCall *call)
 static void
 check_retained(const BindCall *call)
 {
-	if (call->target_is_topic)
+	if (call->target.kind == MSGQ_TARGET_TOPIC)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("retained messages cannot go to topic \"%s\"",
@@ -653,19 +683,31 @@ insert_binding(BindCall *call, bool retained)
 
 /* Sends what the topic retains to the target of a new binding. */
 static void
-deliver_retained(const char *topic_name, int32 binding_id)
+deliver_retained(const BindCall *call)
 {
-	const MsgqRouting *routing = msgq_routing_get(topic_name, MSGQ_RIGHT_NONE);
-	const MsgqTopic *topic = &routing->topics[0];
+	MsgqBinding binding = {
+		.target = call->target,
+		.pattern = TextDatumGetCString(call->values[2])
+	};
 
-	for (int i = 0; i < topic->nbindings; i++)
-	{
-		if (topic->bindings[i].id != binding_id)
-			continue;
-		(void) msgq_retained_deliver("msgq.bind()", topic, &topic->bindings[i]);
-		return;
-	}
-	elog(ERROR, "binding %d is not there", binding_id);
+	if (!call->nulls[3])
+		binding.headers = msgq_header_match_compile(DatumGetJsonbP(call->values[3]));
+	if (!call->nulls[4])
+		binding.filter = DatumGetJsonPathP(call->values[4]);
+	(void) msgq_retained_deliver("msgq.bind()", call->topic, &binding);
+}
+
+/* Looks up the topic, and locks metadata. */
+static void
+lock_for_binding(BindCall *call, bool retained)
+{
+	if (retained)
+		lock_quiet_topic(msgq_topic_get(call->topic_name, MSGQ_RIGHT_RECEIVE),
+						 ShareRowExclusiveLock);
+	else
+		msgq_lock_metadata();
+	call->topic = msgq_topic_get(call->topic_name, MSGQ_RIGHT_RECEIVE);
+	find_target(call, MSGQ_RIGHT_SEND);
 }
 
 /* bind(topic, target, pattern, header_match, filter, retained) */
@@ -679,21 +721,19 @@ msgq_bind(PG_FUNCTION_ARGS)
 
 	msgq_begin_change("msgq.bind()");
 	check_conditions(&call);
-	msgq_lock_metadata();
-	call.topic = &msgq_routing_get(call.topic_name, MSGQ_RIGHT_RECEIVE)->topics[0];
-	find_target(&call, MSGQ_RIGHT_SEND);
+	lock_for_binding(&call, retained);
 	check_for_kind(&call);
 	if (retained)
 		check_retained(&call);
-	if (call.target_is_topic)
-		refuse_cycle(call.topic->id, call.target_id);
+	if (call.target.kind == MSGQ_TARGET_TOPIC)
+		refuse_cycle(call.topic->id, call.target.id);
 	fill_ids(&call);
 	id = find_binding(&call);
 	if (id != 0)
 		PG_RETURN_INT32(id);
 	id = insert_binding(&call, retained);
 	if (retained)
-		deliver_retained(call.topic_name, id);
+		deliver_retained(&call);
 	PG_RETURN_INT32(id);
 }
 
@@ -703,13 +743,13 @@ check_may_unbind(BindCall *call)
 {
 	bool		is_missing;
 
-	call->topic = &msgq_routing_get(call->topic_name, MSGQ_RIGHT_NONE)->topics[0];
+	call->topic = msgq_topic_get(call->topic_name, MSGQ_RIGHT_NONE);
 	if (msgq_has_right(call->topic->handle, MSGQ_RIGHT_MANAGE, &is_missing))
 	{
 		find_target(call, MSGQ_RIGHT_NONE);
 		return;
 	}
-	call->topic = &msgq_routing_get(call->topic_name, MSGQ_RIGHT_RECEIVE)->topics[0];
+	call->topic = msgq_topic_get(call->topic_name, MSGQ_RIGHT_RECEIVE);
 	find_target(call, MSGQ_RIGHT_SEND);
 }
 

@@ -230,7 +230,7 @@ CREATE TABLE msgq.binding (
 	id int NOT NULL,
 	target_id int NOT NULL,
 	pattern text COLLATE "C" NOT NULL,
-	header_match jsonb,
+	header_match jsonb CHECK (jsonb_typeof(header_match) = 'object'),
 	filter jsonpath,
 	retained boolean NOT NULL,
 	created_at timestamptz NOT NULL,
