@@ -149,3 +149,19 @@ SELECT settings->'dead_letter_queue' AS dead_letter_queue FROM msgq.streams WHER
 SELECT msgq.drop_queue('more letters');
 SELECT msgq.drop_stream('undone');
 SELECT msgq.drop_queue('more letters');
+
+-- Entries and places that were frozen can be read as before.
+SELECT msgq.create_stream('frozen', partitions => 2);
+SELECT msgq.create_group('frozen', 'g', 'first');
+SELECT format('msgq.s%s_1', id) AS entries, format('msgq.s%s_p1', id) AS places
+FROM msgq.streams WHERE name = 'frozen' \gset
+SELECT count(msgq.append('frozen', to_jsonb(i), key => 'k' || i)) FROM generate_series(1, 6) AS i;
+CALL msgq.sequence('frozen');
+VACUUM (FREEZE) :entries, :places;
+SELECT partition, "position", body FROM generate_series(0, 1) AS p, msgq.scan('frozen', p, 1, 10) ORDER BY body;
+SELECT count(*) FROM msgq.read('frozen', 'g');
+SELECT count(*) FROM msgq.read('frozen', 'g');
+SELECT count(msgq.append('frozen', to_jsonb(i), key => 'k' || i)) FROM generate_series(7, 8) AS i;
+CALL msgq.sequence('frozen');
+SELECT partition, "position", body FROM generate_series(0, 1) AS p, msgq.scan('frozen', p, 1, 10) ORDER BY body;
+SELECT msgq.drop_stream('frozen');
