@@ -94,9 +94,8 @@ msgq_bindings_drop(int32 target_id)
 	/* The library may be newer than what CREATE EXTENSION has made. */
 	if (!OidIsValid(msgq_relation_oid("binding")))
 		return;
+	msgq_target_changed(target_id);
 	msgq_spi_run("DELETE FROM msgq.binding WHERE target_id = %d", target_id);
-	if (SPI_processed > 0)
-		msgq_topic_changed();
 }
 
 /* Runs a command that has the queue's number as $1 and a name as $2. */
@@ -533,9 +532,9 @@ rename_queue(const MsgqQueue *queue, const char *new_name)
 				  SPI_OK_UPDATE, queue->id, new_name);
 	comment_on_storage(queue->id, new_name);
 	rename_dead_letter_queue(NameStr(queue->name), new_name);
+	msgq_target_changed(queue->id);
 	msgq_spi_end(&spi);
 	msgq_queue_changed();
-	msgq_topic_changed();
 	CommandCounterIncrement();
 }
 

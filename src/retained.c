@@ -514,7 +514,7 @@ turn(int32 topic_id, const LogState *state, MsgqRound *round)
 	}
 	msgq_spi_run("UPDATE msgq.topic SET log = %d WHERE id = %d AND log = %d",
 				 state->kept, topic_id, state->current);
-	msgq_topic_changed();
+	msgq_topic_changed(topic_id);
 	round->rotated++;
 	return true;
 }

@@ -16,9 +16,10 @@
  * Each backend caches the routing of a topic that it publishes to: the topic with
  * all those to which its messages can get, and all their bindings, compiled.  It is read with one
  * snapshot, so that whoever changes several bindings in one transaction is seen
- * to have changed all of them or none.  Whoever changes these tables, or drops
- * or renames a target, calls msgq_topic_changed: with his commit all backends
- * get to know that what they have is old.
+ * to have changed all of them or none.  Whoever changes a topic, its bindings or
+ * their targets gives the topic a new version, and with his commit all backends get
+ * to know that what they have may be old.  They compare versions then, and read
+ * a routing again if one of its topics has changed.
  *
  * A target can go after the routing was read.  publish.c notices when it locks
  * the targets, and begins anew.
@@ -40,6 +41,7 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
+#include "owner.h"
 #include "stream.h"
 #include "topic.h"
 
@@ -74,14 +76,31 @@ msgq_topic_init(void)
 	CacheRegisterRelcacheCallback(invalidation_callback, (Datum) 0);
 }
 
-/* To be called by whoever has changed topics, bindings, or their targets. */
+/*
+ * To be called by whoever has changed a topic or its bindings; within SPI, as
+ * the owner.
+ */
 void
-msgq_topic_changed(void)
+msgq_topic_changed(int32 topic_id)
+{
+	msgq_spi_run("UPDATE msgq.topic SET version = nextval('msgq.binding_id') WHERE id = %d",
+				 topic_id);
+	CacheInvalidateRelcacheByRelid(msgq_relation_oid("topic"));
+}
+
+/* The same by whoever has renamed a target of bindings, or will drop it. */
+void
+msgq_target_changed(int32 target_id)
 {
 	Oid			table = msgq_relation_oid("topic");
 
 	/* The library may be newer than what CREATE EXTENSION has made. */
-	if (OidIsValid(table))
+	if (!OidIsValid(table))
+		return;
+	msgq_spi_run("UPDATE msgq.topic SET version = nextval('msgq.binding_id') WHERE id IN "
+				 "(SELECT topic_id FROM msgq.binding WHERE target_id = %d)",
+				 target_id);
+	if (SPI_processed > 0)
 		CacheInvalidateRelcacheByRelid(table);
 }
 
@@ -261,6 +280,7 @@ read_topic(void *context, const Datum *values, const bool *nulls)
 	if (!nulls[Anum_topic_alternate - 1])
 		topic->alternate_id = DatumGetInt32(values[Anum_topic_alternate - 1]);
 	topic->retain = DatumGetBool(values[Anum_topic_retain - 1]);
+	topic->version = DatumGetInt32(values[Anum_topic_version - 1]);
 	topic->log = DatumGetInt32(values[Anum_topic_log - 1]) - 1;
 }
 
@@ -415,6 +435,36 @@ create_cache(void)
 						HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 }
 
+/*
+ * Has none of the routing's topics changed, but others?  Then it is current
+ * again.
+ */
+static bool
+is_unchanged(MsgqRouting *routing)
+{
+	Reading		reading = {0};
+	uint64		read_at = generation;
+	bool		unchanged = true;
+
+	topic_table = msgq_relation_oid("topic");
+	reading.snapshot = RegisterSnapshot(GetLatestSnapshot());
+	for (int i = 0; i < routing->ntopics && unchanged; i++)
+	{
+		MsgqTopic	now = {0};
+		ScanKeyData key;
+
+		ScanKeyInit(&key, Anum_topic_id, BTEqualStrategyNumber, F_INT4EQ,
+					Int32GetDatum(routing->topics[i].id));
+		unchanged = read_rows(&reading, "topic", "topic_pkey", &key, read_topic,
+							  &now) > 0 &&
+			now.version == routing->topics[i].version;
+	}
+	UnregisterSnapshot(reading.snapshot);
+	if (unchanged)
+		routing->generation = read_at;
+	return unchanged;
+}
+
 /* Forgets what is old, also of topics that nobody asks for any more. */
 static void
 forget_old(void)
@@ -425,7 +475,8 @@ forget_old(void)
 	hash_seq_init(&status, cache);
 	while ((entry = hash_seq_search(&status)) != NULL)
 	{
-		if (entry->routing->generation == generation)
+		if (entry->routing->generation == generation ||
+			is_unchanged(entry->routing))
 			continue;
 		MemoryContextDelete(entry->context);
 		(void) hash_search(cache, &entry->name, HASH_REMOVE, NULL);
@@ -451,7 +502,8 @@ msgq_routing_find(const char *topic)
 		create_cache();
 	namestrcpy(&key, topic);
 	entry = hash_search(cache, &key, HASH_FIND, NULL);
-	if (entry && entry->routing->generation == generation)
+	if (entry && (entry->routing->generation == generation ||
+				  is_unchanged(entry->routing)))
 		return entry->routing;
 	forget_old();
 

@@ -27,7 +27,8 @@ enum
 	Anum_topic_max_retained,
 	Anum_topic_log,
 	Anum_topic_log_bytes,
-	Natts_topic = Anum_topic_log_bytes
+	Anum_topic_version,
+	Natts_topic = Anum_topic_version
 };
 
 /* Columns of msgq.binding. */
@@ -96,6 +97,7 @@ typedef struct MsgqTopic
 {
 	int32		id;
 	NameData	name;
+	int32		version;
 	MsgqTopicKind kind;
 	MsgqUnroutable on_unroutable;
 	int32		alternate_id;	/* 0: none */
@@ -125,7 +127,8 @@ typedef struct MsgqRouting
 } MsgqRouting;
 
 extern void msgq_topic_init(void);
-extern void msgq_topic_changed(void);
+extern void msgq_topic_changed(int32 topic_id);
+extern void msgq_target_changed(int32 target_id);
 extern void msgq_topic_forget_all(void);
 extern MsgqTopic *msgq_topic_find(const char *name);
 extern MsgqTopic *msgq_topic_get(const char *name, AclMode right);

@@ -186,8 +186,8 @@ insert_metadata(int32 topic_id, const char *name, const char *kind,
 	};
 
 	msgq_spi_run_with("INSERT INTO msgq.topic (id, name, created_at, kind, on_unroutable, "
-					  "retain, max_retained, log, log_bytes) "
-					  "VALUES ($1, $2, $3, $4, 'error', true, 1, 1, 0)",
+					  "retain, max_retained, log, log_bytes, version) "
+					  "VALUES ($1, $2, $3, $4, 'error', true, 1, 1, 0, 0)",
 					  SPI_OK_INSERT, lengthof(values), types, values, NULL, false);
 	write_settings(topic_id, settings);
 }
@@ -416,8 +416,8 @@ msgq_alter_topic(PG_FUNCTION_ARGS)
 		msgq_retained_drop_all(topic);
 	msgq_spi_begin(&spi, msgq_storage_owner());
 	write_settings(topic->id, &settings);
+	msgq_topic_changed(topic->id);
 	msgq_spi_end(&spi);
-	msgq_topic_changed();
 	CommandCounterIncrement();
 	PG_RETURN_VOID();
 }
@@ -469,9 +469,9 @@ drop_storage(const MsgqTopic *topic)
 		msgq_spi_run("DROP SEQUENCE msgq.t%d_id", id);
 	msgq_bindings_drop(id);
 	msgq_spi_run("DELETE FROM msgq.binding WHERE topic_id = %d", id);
+	msgq_topic_changed(id);
 	msgq_spi_run("DELETE FROM msgq.topic WHERE id = %d", id);
 	msgq_spi_end(&spi);
-	msgq_topic_changed();
 	CommandCounterIncrement();
 }
 
@@ -675,8 +675,8 @@ insert_binding(BindCall *call, bool retained)
 							   "VALUES ($6, $1, $2, $3, $4, $5, %s, clock_timestamp())",
 							   retained ? "true" : "false"),
 					  SPI_OK_INSERT, 6, bind_types, call->values, call->nulls, false);
+	msgq_topic_changed(call->topic->id);
 	msgq_spi_end(&spi);
-	msgq_topic_changed();
 	CommandCounterIncrement();
 	return id;
 }
@@ -770,8 +770,9 @@ msgq_unbind(PG_FUNCTION_ARGS)
 	msgq_spi_run_with("DELETE FROM msgq.binding WHERE " SAME_BINDING,
 					  SPI_OK_DELETE, 5, bind_types, call.values, call.nulls, false);
 	found = SPI_processed > 0;
+	if (found)
+		msgq_topic_changed(call.topic->id);
 	msgq_spi_end(&spi);
-	msgq_topic_changed();
 	CommandCounterIncrement();
 	PG_RETURN_BOOL(found);
 }

@@ -205,6 +205,9 @@ COMMENT ON TABLE msgq.stream_group IS
  * attribute numbers of these tables.  alternate is the number of another topic.
  * log says which of the tables msgq.t<id>_1 and _2 takes the last messages;
  * log_bytes is the size that it had after the last turn (src/retained.c).
+ * version is another one with each change of the topic, its bindings and their
+ * targets: a number from msgq.binding_id, which no change that was undone can
+ * have had before.
  */
 CREATE TABLE msgq.topic (
 	id int NOT NULL PRIMARY KEY,
@@ -216,7 +219,8 @@ CREATE TABLE msgq.topic (
 	retain boolean NOT NULL,
 	max_retained bigint NOT NULL,
 	log int NOT NULL CHECK (log IN (1, 2)),
-	log_bytes bigint NOT NULL
+	log_bytes bigint NOT NULL,
+	version int NOT NULL
 );
 
 COMMENT ON TABLE msgq.topic IS
