@@ -254,6 +254,18 @@ SELECT msgq.publish('to_stream', 'rk', '1');
 SELECT msgq.drop_topic('t2'), msgq.drop_topic('t3');
 SELECT msgq.publish('t1', 'a.z', '1');
 
+-- A topic whose handle somebody has dropped, while we know it, can be dropped.
+SELECT msgq.create_topic('broken', on_unroutable => 'drop');
+SELECT msgq.publish('broken', 'a', '1');
+SELECT format('msgq.t%s', id) AS handle FROM msgq.topics WHERE name = 'broken' \gset
+DROP VIEW :handle;
+\set VERBOSITY terse
+SELECT msgq.publish('broken', 'a', '1');
+SELECT msgq.bind('broken', 'all');
+\set VERBOSITY default
+SELECT msgq.drop_topic('broken');
+SELECT msgq.publish('broken', 'a', '1');
+
 -- All that is left goes with the topics.
 SELECT msgq.drop_topic(name) FROM msgq.topics;
 SELECT count(*) FROM msgq.binding;

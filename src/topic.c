@@ -59,6 +59,9 @@ static HTAB *cache = NULL;
 static uint64 generation = 1;
 static Oid	topic_table = InvalidOid;
 
+/* What was read in another epoch is read again, whatever its version. */
+static uint64 epoch = 1;
+
 static void
 invalidation_callback(Datum arg, Oid relation)
 {
@@ -109,6 +112,7 @@ void
 msgq_topic_forget_all(void)
 {
 	generation++;
+	epoch++;
 }
 
 /* ---------------------------------------------------------------------------
@@ -273,6 +277,7 @@ read_topic(void *context, const Datum *values, const bool *nulls)
 
 	topic->id = DatumGetInt32(values[Anum_topic_id - 1]);
 	namestrcpy(&topic->name, TextDatumGetCString(values[Anum_topic_name - 1]));
+	topic->created_at = DatumGetTimestampTz(values[Anum_topic_created_at - 1]);
 	topic->kind = kind_named(TextDatumGetCString(values[Anum_topic_kind - 1]));
 	topic->on_unroutable =
 		unroutable_named(TextDatumGetCString(values[Anum_topic_on_unroutable - 1]));
@@ -378,6 +383,7 @@ read_routing(const char *name)
 
 	topic_table = msgq_relation_oid("topic");
 	routing->generation = generation;
+	routing->epoch = epoch;
 	routing->topics = palloc(sizeof(MsgqTopic) * reading.room);
 	reading.routing = routing;
 	if (!OidIsValid(topic_table))
@@ -437,16 +443,18 @@ create_cache(void)
 
 /*
  * Has none of the routing's topics changed, but others?  Then it is current
- * again.
+ * again.  After DROP EXTENSION another topic can have its number and version.
  */
 static bool
 is_unchanged(MsgqRouting *routing)
 {
 	Reading		reading = {0};
 	uint64		read_at = generation;
-	bool		unchanged = true;
+	bool		unchanged = routing->epoch == epoch;
 
 	topic_table = msgq_relation_oid("topic");
+	if (!OidIsValid(topic_table))
+		return false;
 	reading.snapshot = RegisterSnapshot(GetLatestSnapshot());
 	for (int i = 0; i < routing->ntopics && unchanged; i++)
 	{
@@ -457,7 +465,8 @@ is_unchanged(MsgqRouting *routing)
 					Int32GetDatum(routing->topics[i].id));
 		unchanged = read_rows(&reading, "topic", "topic_pkey", &key, read_topic,
 							  &now) > 0 &&
-			now.version == routing->topics[i].version;
+			now.version == routing->topics[i].version &&
+			now.created_at == routing->topics[i].created_at;
 	}
 	UnregisterSnapshot(reading.snapshot);
 	if (unchanged)

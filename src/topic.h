@@ -7,6 +7,7 @@
 #ifndef MSGQ_TOPIC_H
 #define MSGQ_TOPIC_H
 
+#include "datatype/timestamp.h"
 #include "nodes/parsenodes.h"
 #include "utils/snapshot.h"
 
@@ -97,6 +98,7 @@ typedef struct MsgqTopic
 {
 	int32		id;
 	NameData	name;
+	TimestampTz created_at;
 	int32		version;
 	MsgqTopicKind kind;
 	MsgqUnroutable on_unroutable;
@@ -120,7 +122,8 @@ typedef struct MsgqTopic
  */
 typedef struct MsgqRouting
 {
-	uint64		generation;		/* when it was read */
+	uint64		generation;		/* when it was read, or found unchanged */
+	uint64		epoch;			/* when it was read */
 	int			ntopics;
 	MsgqTopic  *topics;			/* the first one is that which was looked up */
 	int			max_bindings;	/* that one of them has */

@@ -214,6 +214,22 @@ $node->safe_psql('restored', q{SELECT msgq.create_topic('new')});
 is($node->safe_psql('restored', q{SELECT msgq.bind('new', 'q1') > (SELECT max(binding) FROM msgq.bindings WHERE topic <> 'new')}),
 	't', 'numbers go on');
 
+# What a session remembers of a topic is not another one's, of the same number.
+$node->safe_psql('postgres', 'CREATE DATABASE again');
+my $again = session($node, dbname => 'again');
+foreach my $queue (qw(first second))
+{
+	$again->safe(qq{
+		DROP EXTENSION IF EXISTS msgq CASCADE;
+		CREATE EXTENSION msgq;
+		SELECT msgq.create_topic('t'), msgq.create_queue('$queue', dead_letter_queue => '');
+		SELECT msgq.bind('t', '$queue');
+		SELECT msgq.publish('t', 'k', '1')});
+	is($again->safe(qq{SELECT count(*) FROM msgq.peek('$queue')}),
+		1, "$queue extension: a message arrives");
+}
+$again->quit;
+
 check_indexes($node);
 $node->stop;
 done_testing();
