@@ -168,6 +168,50 @@ is($gaps, 0, 'a target that is bound with retained misses nothing and has nothin
 stop_load($load);
 
 # ---------------------------------------------------------------------------
+# Cancelled in the middle
+# ---------------------------------------------------------------------------
+
+# One session does it all, so that what it remembers has seen every cancel.
+my $cancelled = session($node);
+my ($done, $undone) = (0, 0);
+my $handles = $node->safe_psql('postgres', q{
+	SELECT string_agg(format('(SELECT count(*) FROM msgq.%s%s)', letter, id), ', ' ORDER BY letter, name)
+	FROM (SELECT 'q' AS letter, id, name FROM msgq.queues WHERE name IN ('q1', 'q2')
+		UNION ALL SELECT 's', id, name FROM msgq.streams WHERE name = 's') AS targets});
+my @jobs = (
+	'SELECT count(publish()) FROM generate_series(1, 200)',
+	q{BEGIN; SELECT msgq.bind('t', 'new', retained => true); SELECT publish();
+		SELECT msgq.unbind('t', 'new'); COMMIT},
+	q{SELECT msgq.create_topic('u'); SELECT msgq.bind('u', 'q1'); SELECT msgq.drop_topic('u')});
+
+$node->safe_psql('postgres', q{SELECT msgq.create_queue('new', dead_letter_queue => '')});
+foreach my $round (1 .. 90)
+{
+	my $job = $jobs[ $round % @jobs ];
+	my $most = $round % @jobs == 0 ? 80 : 15;
+
+	$cancelled->safe("SET statement_timeout = '@{[ 1 + int(rand($most)) ]}ms'");
+	$cancelled->query($job);
+	my $state = $cancelled->sqlstate;
+	$cancelled->query('ROLLBACK');
+	$state eq '57014' ? $undone++ : $done++;
+	die $cancelled->error if $state ne '' && $state !~ /^(57014|25P02|42704|42710)$/;
+	$cancelled->safe(
+		q{SET statement_timeout = 0; SELECT msgq.drop_topic('u', if_exists => true);
+		SELECT publish()});
+}
+cmp_ok($undone, '>', 5, "$undone times something was cancelled");
+cmp_ok($done, '>', 5, "$done times it was not");
+my @counts = split /\|/, $node->safe_psql('postgres', "SELECT $handles");
+is_deeply(
+	\@counts,
+	[ ($node->safe_psql('postgres', 'SELECT sum(n) FROM counter')) x 3 ],
+	'all targets have all that was published, and nothing else');
+$cancelled->quit;
+$node->safe_psql('postgres', q{SELECT msgq.drop_queue('new')});
+is(retained_differ($query, 't'), "0|$keys", 'the last messages are those that were published');
+
+# ---------------------------------------------------------------------------
 # The log stays small
 # ---------------------------------------------------------------------------
 
