@@ -170,33 +170,40 @@ cmp_ok(time - $begun, '>=', 0.5, 'not before its time');
 is($worker->safe(q{SELECT count(*) FROM msgq.receive('q')}),
 	0, 'no worker gets the request then');
 
-# A worker replies too late.
+# A worker replies too late, by his clock.
 my $late = late_replies('q');
-$caller->send(q{CALL msgq.request('q', '4', '1 s')});
+$caller->send(q{CALL msgq.request('q', '4', '60 s')});
 sleeps($caller);
 $receipt = receipt($worker, 'q');
-$caller->wait;
-is($caller->sqlstate, 'MQ009', 'a timeout, though a worker has begun');
+$worker->safe(q{SET msgq.test_clock_offset = '2 min'});
 is($worker->safe(qq{SELECT msgq.reply('q', '$receipt', '"late"')}),
 	'f', 'a late reply');
+$worker->safe('RESET msgq.test_clock_offset');
 is($worker->safe(q{SELECT count(*) FROM msgq.peek('q')}), 0, 'removes the message');
 is(replies(), 0, 'and is not stored');
 is(late_replies('q'), $late + 1, 'it is counted') if $is_shared;
 
 # The caller is cancelled.
-$caller->send(q{CALL msgq.request('q', '5', '3 s')});
+sub cancel
+{
+	my ($session) = @_;
+	$node->safe_psql('postgres', 'SELECT pg_cancel_backend(' . $session->pid . ')');
+	$session->wait;
+	is($session->sqlstate, '57014', 'a caller is cancelled');
+	return;
+}
+cancel($caller);
+$caller->send(q{CALL msgq.request('q', '5', '60 s')});
 sleeps($caller);
-$node->safe_psql('postgres', 'SELECT pg_cancel_backend(' . $caller->pid . ')');
-$caller->wait;
-is($caller->sqlstate, '57014', 'a caller is cancelled');
+cancel($caller);
 $receipt = receipt($worker, 'q');
 is($worker->safe(qq{SELECT msgq.reply('q', '$receipt', '"for nobody"')}),
 	't', 'a worker replies to one who was cancelled');
+is($node->safe_psql('postgres', q{SELECT msgq.maintain()->'failed'}), 0, 'maintenance');
 is(replies(), 1, 'his reply waits for him');
-usleep(3_100_000);
-$node->poll_query_until('postgres',
-	'SELECT msgq.maintain() IS NOT NULL AND (SELECT count(*) FROM msgq.reply_1) + (SELECT count(*) FROM msgq.reply_2) = 0'
-);
+$worker->safe(q{SET msgq.test_clock_offset = '2 min'});
+is($worker->safe(q{SELECT msgq.maintain()->'failed'}), 0, 'maintenance later');
+$worker->safe('RESET msgq.test_clock_offset');
 is(replies(), 0, 'until the deadline');
 is(late_replies('q'), $late + 2, 'and counts as late') if $is_shared;
 
@@ -213,7 +220,7 @@ is($worker->safe(qq{SELECT msgq.reply('short', '$receipt', '"of the living"')}),
 is($caller->wait, '"of the living"', 'to the same caller');
 
 # The queue is dropped meanwhile.
-$caller->send(q{CALL msgq.request('short', '7', '1 s')});
+$caller->send(q{CALL msgq.request('short', '7', '4 s')});
 sleeps($caller);
 $node->safe_psql('postgres', q{SELECT msgq.drop_queue('short')});
 $caller->wait;
@@ -271,7 +278,7 @@ is(replies(), 0, 'no reply is left');
 # Large replies are elsewhere, and count.
 $node->safe_psql(
 	'postgres', q{
-	INSERT INTO msgq.reply_1 SELECT gen_random_uuid(), 0, clock_timestamp(),
+	INSERT INTO msgq.reply_1 SELECT gen_random_uuid(), 0, clock_timestamp() + '1 h',
 		(SELECT jsonb_agg(gen_random_uuid()) FROM generate_series(1, 30000 + 0 * i))
 	FROM generate_series(1, 10) AS i});
 $caller->send(q{CALL msgq.request('q', '7', '60 s')});
@@ -283,13 +290,17 @@ is($worker->safe('SELECT count(*) FROM msgq.reply_2'), 1,
 $worker->safe('COMMIT');
 is($caller->wait, '7', 'and others are found');
 
-# One that somebody is just taking is in nobody's way.
+# One that somebody is just taking is in nobody's way.  (By the clock of this
+# session they are old, and not by the worker's.)
 $other->safe('BEGIN; SELECT FROM msgq.reply_1 LIMIT 1 FOR UPDATE');
-usleep(100_000);
-is($node->safe_psql('postgres', q{SELECT msgq.maintain()->'failed'}), 0, 'maintenance');
+$worker->safe(q{SET msgq.test_clock_offset = '2 h'});
+is($worker->safe(q{SELECT msgq.maintain()->'failed'}), 0, 'maintenance');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM msgq.reply_1'), 1,
 	'removes what is old, but what is held');
 $other->safe('COMMIT');
+is($worker->safe(q{SELECT msgq.maintain()->'failed'}), 0, 'maintenance again');
+is(replies(), 0, 'removes the rest');
+$worker->safe('RESET msgq.test_clock_offset');
 $node->poll_query_until('postgres',
 	q{SELECT msgq.maintain() IS NOT NULL AND pg_relation_size('msgq.reply_1')
 		+ pg_relation_size('msgq.reply_2') = 0})
