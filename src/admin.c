@@ -10,9 +10,9 @@
  * Whoever changes msgq.queue, msgq.segment or msgq.store, or what describes
  * streams (streamadmin.c) and topics (topicadmin.c), locks msgq.queue in SHARE
  * ROW EXCLUSIVE mode first, to the end of his transaction: so two of them never
- * meet, a name that was found free stays free, and readers go on.  A
- * change sends an invalidation (queue.c).  drop_queue then waits, in DROP
- * TABLE, for all transactions that use the queue.
+ * meet, a name that was found free stays free, and readers go on.  A change
+ * sends an invalidation (queue.c).  drop_queue then waits, in DROP TABLE, for
+ * all transactions that use the queue.
  *
  * src/admin.c
  */
@@ -69,6 +69,15 @@ msgq_try_lock_metadata(void)
 									  ShareRowExclusiveLock);
 }
 
+/* What has this name; NULL if it is free. */
+static const char *
+kind_named(const char *name)
+{
+	return msgq_queue_find(name) ? "queue" :
+		msgq_stream_find(name) ? "stream" :
+		msgq_topic_find(name) ? "topic" : NULL;
+}
+
 /*
  * Raises 42710 if there is a queue, a stream or a topic of this name, since
  * they share their names; but not for one of the kind except, if that is given.
@@ -76,9 +85,7 @@ msgq_try_lock_metadata(void)
 void
 msgq_refuse_taken_name(const char *name, const char *except)
 {
-	const char *kind = msgq_queue_find(name) ? "queue" :
-	msgq_stream_find(name) ? "stream" :
-	msgq_topic_find(name) ? "topic" : NULL;
+	const char *kind = kind_named(name);
 
 	if (kind && (except == NULL || strcmp(kind, except) != 0))
 		ereport(ERROR,
@@ -548,8 +555,7 @@ rename_partner(const MsgqQueue *renamed, const char *new_name)
 	MsgqQueue  *partner = find_partner(renamed);
 	char	   *name = psprintf("%s%s", new_name, DEAD_LETTER_SUFFIX);
 
-	if (partner && strlen(name) < NAMEDATALEN && msgq_queue_find(name) == NULL &&
-		msgq_stream_find(name) == NULL && msgq_topic_find(name) == NULL &&
+	if (partner && strlen(name) < NAMEDATALEN && kind_named(name) == NULL &&
 		msgq_queue_has_right(partner, MSGQ_RIGHT_ADMIN))
 		rename_queue(partner, name);
 }

@@ -23,9 +23,6 @@
  */
 #include "msgq.h"
 
-#include "miscadmin.h"
-
-#include "argument.h"
 #include "destination.h"
 #include "message.h"
 
@@ -141,10 +138,10 @@ store_in_stream(MsgqDestination *destination, const MsgqOutgoing *out,
  */
 
 /*
- * Opens a target for messages with priorities from lowest to highest, and locks it to the end of the
- * transaction; false if it is not what it was any more.  command is the
- * caller's name, for messages.  Raises 55000 if its storage is not what it must
- * be, 25006 where nothing can be written.
+ * Opens a target for messages with priorities from lowest to highest, and locks
+ * it to the end of the transaction; false if it is not what it was any more.
+ * command is the caller's name, for messages.  Raises 55000 if its storage is
+ * not what it must be, 25006 where nothing can be written.
  */
 bool
 msgq_destination_open(MsgqDestination *destination, const char *command,

@@ -18,6 +18,7 @@
 #include "utils/fmgroids.h"
 
 #include "filter.h"
+#include "message.h"
 
 /* ---------------------------------------------------------------------------
  * jsonpath
@@ -35,14 +36,11 @@ msgq_filter_input(const Datum *headers, const Datum *body)
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
 	for (int i = 0; i < (int) lengthof(parts); i++)
 	{
-		JsonbValue	key = {.type = jbvString};
 		JsonbValue	value = {.type = jbvNull};
 
-		key.val.string.val = (char *) names[i];
-		key.val.string.len = strlen(names[i]);
 		if (parts[i])
 			JsonbToJsonbValue(DatumGetJsonbP(*parts[i]), &value);
-		pushJsonbValue(&state, WJB_KEY, &key);
+		msgq_push_text(&state, WJB_KEY, names[i]);
 		pushJsonbValue(&state, WJB_VALUE, &value);
 	}
 	return JsonbPGetDatum(JsonbValueToJsonb(pushJsonbValue(&state,

@@ -47,31 +47,10 @@ string_value(const char *string, int length)
 }
 
 static void
-push_key(JsonbParseState **state, const char *key)
-{
-	JsonbValue	value = string_value(key, strlen(key));
-
-	pushJsonbValue(state, WJB_KEY, &value);
-}
-
-static void
 push_string(JsonbParseState **state, const char *key, const char *string)
 {
-	JsonbValue	value = string_value(string, strlen(string));
-
-	push_key(state, key);
-	pushJsonbValue(state, WJB_VALUE, &value);
-}
-
-static void
-push_number(JsonbParseState **state, const char *key, int64 number)
-{
-	JsonbValue	value;
-
-	value.type = jbvNumeric;
-	value.val.numeric = int64_to_numeric(number);
-	push_key(state, key);
-	pushJsonbValue(state, WJB_VALUE, &value);
+	msgq_push_text(state, WJB_KEY, key);
+	msgq_push_text(state, WJB_VALUE, string);
 }
 
 /* Text that was given with a failure, cut at a character's end; or null. */
@@ -83,7 +62,7 @@ push_error(JsonbParseState **state, const char *error)
 	if (error)
 		value = string_value(error, pg_mbcliplen(error, strlen(error),
 												 MSGQ_MAX_ERROR_BYTES));
-	push_key(state, "error");
+	msgq_push_text(state, WJB_KEY, "error");
 	pushJsonbValue(state, WJB_VALUE, &value);
 }
 
@@ -193,12 +172,12 @@ push_entry(JsonbParseState **state, const char *queue, TupleTableSlot *row,
 	pushJsonbValue(state, WJB_BEGIN_OBJECT, NULL);
 	push_string(state, "queue", queue);
 	push_string(state, "reason", reason);
-	push_number(state, "count", count ? pg_strtoint64(count) + 1 : 1);
+	msgq_push_number(state, "count", count ? pg_strtoint64(count) + 1 : 1);
 	push_string(state, "first_at", first_at ? first_at : time_text(now));
 	push_string(state, "last_at", time_text(now));
-	push_number(state, "id", msgq_row_id(row));
-	push_number(state, "deliveries",
-				DatumGetInt32(msgq_row_value(row, Anum_segment_deliveries)));
+	msgq_push_number(state, "id", msgq_row_id(row));
+	msgq_push_number(state, "deliveries",
+					 DatumGetInt32(msgq_row_value(row, Anum_segment_deliveries)));
 	push_error(state, error);
 	pushJsonbValue(state, WJB_END_OBJECT, NULL);
 }
@@ -224,7 +203,7 @@ history(const char *queue, TupleTableSlot *row, const char *reason,
 	JsonbContainer *entry;
 
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-	push_key(&state, DEATH_HEADER);
+	msgq_push_text(&state, WJB_KEY, DEATH_HEADER);
 	pushJsonbValue(&state, WJB_BEGIN_ARRAY, NULL);
 	push_entry(&state, queue, row, reason,
 			   error ? error : last_error(row), now);

@@ -939,37 +939,26 @@ msgq_maintain_round(MsgqMaintenance *m)
  * ---------------------------------------------------------------------------
  */
 
-static void
-push_number(JsonbParseState **state, const char *key, int64 number)
-{
-	JsonbValue	value;
-
-	msgq_push_text(state, WJB_KEY, key);
-	value.type = jbvNumeric;
-	value.val.numeric = int64_to_numeric(number);
-	pushJsonbValue(state, WJB_VALUE, &value);
-}
-
 static Jsonb *
 round_as_jsonb(const MsgqRound *round)
 {
 	JsonbParseState *state = NULL;
 
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-	push_number(&state, "turned", round->turned);
-	push_number(&state, "added", round->added);
-	push_number(&state, "drained", round->drained);
-	push_number(&state, "reclaimed", round->reclaimed);
-	push_number(&state, "moved", round->moved);
-	push_number(&state, "refilled", round->refilled);
-	push_number(&state, "rotated", round->rotated);
-	push_number(&state, "emptied", round->emptied);
-	push_number(&state, "audited", round->audited);
-	push_number(&state, "defects", round->defects);
-	push_number(&state, "waiting", round->waiting);
-	push_number(&state, "given_up", round->given_up);
-	push_number(&state, "rolled_back", round->rolled_back);
-	push_number(&state, "failed", round->failed);
+	msgq_push_number(&state, "turned", round->turned);
+	msgq_push_number(&state, "added", round->added);
+	msgq_push_number(&state, "drained", round->drained);
+	msgq_push_number(&state, "reclaimed", round->reclaimed);
+	msgq_push_number(&state, "moved", round->moved);
+	msgq_push_number(&state, "refilled", round->refilled);
+	msgq_push_number(&state, "rotated", round->rotated);
+	msgq_push_number(&state, "emptied", round->emptied);
+	msgq_push_number(&state, "audited", round->audited);
+	msgq_push_number(&state, "defects", round->defects);
+	msgq_push_number(&state, "waiting", round->waiting);
+	msgq_push_number(&state, "given_up", round->given_up);
+	msgq_push_number(&state, "rolled_back", round->rolled_back);
+	msgq_push_number(&state, "failed", round->failed);
 	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
 }
 

@@ -9,6 +9,7 @@
 #include "msgq.h"
 
 #include "access/detoast.h"
+#include "utils/numeric.h"
 #include "utils/tuplestore.h"
 
 #include "message.h"
@@ -86,6 +87,17 @@ msgq_push_text(JsonbParseState **state, JsonbIteratorToken token,
 
 	value.val.string.len = strlen(text);
 	pushJsonbValue(state, token, &value);
+}
+
+/* Adds a key with a number. */
+void
+msgq_push_number(JsonbParseState **state, const char *key, int64 number)
+{
+	JsonbValue	value = {.type = jbvNumeric};
+
+	value.val.numeric = int64_to_numeric(number);
+	msgq_push_text(state, WJB_KEY, key);
+	pushJsonbValue(state, WJB_VALUE, &value);
 }
 
 /* Two texts in the order of COLLATE "C", as qsort wants it. */

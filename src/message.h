@@ -118,6 +118,8 @@ msgq_row_time(TupleTableSlot *row, AttrNumber column)
 
 extern void msgq_push_text(JsonbParseState **state, JsonbIteratorToken token,
 						   const char *text);
+extern void msgq_push_number(JsonbParseState **state, const char *key,
+							 int64 number);
 extern int	msgq_compare_texts(Datum left, Datum right);
 extern Datum msgq_self_contained(Datum value);
 extern bool msgq_row_is_in_flight(TupleTableSlot *row, TimestampTz now);

@@ -108,20 +108,17 @@ static Datum
 make_header(const MsgqReplyTo *to)
 {
 	JsonbParseState *state = NULL;
-	JsonbValue	process = {.type = jbvNumeric};
 	char		deadline[MAXDATELEN + 1];
 
 	JsonEncodeDateTime(deadline, TimestampTzGetDatum(to->deadline), TIMESTAMPTZOID,
 					   NULL);
-	process.val.numeric = int64_to_numeric(to->process);
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
 	msgq_push_text(&state, WJB_KEY, REPLY_TO_HEADER);
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
 	msgq_push_text(&state, WJB_KEY, "id");
 	msgq_push_text(&state, WJB_VALUE,
 				DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&to->id))));
-	msgq_push_text(&state, WJB_KEY, "process");
-	pushJsonbValue(&state, WJB_VALUE, &process);
+	msgq_push_number(&state, "process", to->process);
 	msgq_push_text(&state, WJB_KEY, "deadline");
 	msgq_push_text(&state, WJB_VALUE, deadline);
 	pushJsonbValue(&state, WJB_END_OBJECT, NULL);

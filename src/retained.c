@@ -141,7 +141,6 @@ typedef struct Delivery
 	const MsgqBinding *binding;
 	MsgqMatcher *matcher;		/* of the binding alone */
 	MsgqDestination destination;
-	int64		delivered;
 } Delivery;
 
 static Datum
@@ -250,8 +249,7 @@ deliver_rows(Delivery *delivery, const int *rows, int n, AttrNumber content_colu
 		routing_keys[i] = column(rows[i], Anum_retained_routing_key, &is_null);
 		fill_message(&out, i, rows[i], content_column);
 	}
-	delivery->delivered += msgq_destination_store(&delivery->destination, &out,
-												  routing_keys, NULL);
+	(void) msgq_destination_store(&delivery->destination, &out, routing_keys, NULL);
 }
 
 static AttrNumber
@@ -339,24 +337,12 @@ msgq_retained_lock_all(const MsgqTopic *topic, LOCKMODE mode)
 	}
 }
 
-/* The topic was not what it was. */
-void
-msgq_retained_unlock_all(const MsgqTopic *topic, LOCKMODE mode)
-{
-	for (int i = 0; i < MSGQ_RETAINED_LOGS; i++)
-	{
-		if (OidIsValid(topic->logs[i]))
-			UnlockRelationOid(topic->logs[i], mode);
-	}
-}
-
 /*
  * Delivers the last message of each routing key to the target of a new binding,
- * as far as the binding takes them; returns how many.  The caller has locked
- * metadata, and the logs so that nobody is publishing.  command is his name, for
- * messages.
+ * as far as the binding takes them.  The caller has locked metadata, and the
+ * logs so that nobody is publishing.  command is his name, for messages.
  */
-int64
+void
 msgq_retained_deliver(const char *command, const MsgqTopic *topic,
 					  const MsgqBinding *binding)
 {
@@ -365,8 +351,7 @@ msgq_retained_deliver(const char *command, const MsgqTopic *topic,
 
 	for (int i = 0; i < MSGQ_RETAINED_LOGS; i++)
 		msgq_table_check(topic->logs[i], Natts_retained, MSGQ_RETAINED_REQUIRED);
-	delivery.matcher = msgq_matcher_create(topic->kind == MSGQ_TOPIC_DIRECT ?
-										   MSGQ_SYNTAX_EXACT : MSGQ_SYNTAX_AMQP);
+	delivery.matcher = msgq_matcher_create(msgq_topic_syntax(topic));
 	msgq_matcher_add(delivery.matcher, binding->pattern, 0);
 	/* With metadata locked, the target cannot go. */
 	if (!msgq_destination_open(&delivery.destination, command, &binding->target,
@@ -377,7 +362,6 @@ msgq_retained_deliver(const char *command, const MsgqTopic *topic,
 	deliver_all(&delivery);
 	msgq_spi_end(&spi);
 	msgq_destination_close(&delivery.destination, false);
-	return delivery.delivered;
 }
 
 /* ---------------------------------------------------------------------------
@@ -492,10 +476,11 @@ empty_kept(int32 topic_id, const LogState *state, MsgqRound *round)
 	has_row = msgq_table_has_row(table);
 	is_shown = !has_row && msgq_table_has_row_for_somebody(table);
 	table_close(table, NoLock);
-	if (has_row)
-		move_rows(topic_id, state);
-	else if (is_shown)
+	/* Moving writes to msgq.topic, as others do who change the topic. */
+	if (is_shown || (has_row && !msgq_try_lock_metadata()))
 		round->waiting++;
+	else if (has_row)
+		move_rows(topic_id, state);
 	else
 	{
 		msgq_spi_run("TRUNCATE ONLY msgq.t%d_%d", topic_id, state->kept);

@@ -38,10 +38,9 @@ extern Relation msgq_retained_lock(const MsgqTopic *topic);
 extern void msgq_retained_add(Relation log, const MsgqTopic *topic,
 							  Datum routing_key, const MsgqOutgoing *out,
 							  bool has_headers);
-extern int64 msgq_retained_deliver(const char *command, const MsgqTopic *topic,
-								   const MsgqBinding *binding);
+extern void msgq_retained_deliver(const char *command, const MsgqTopic *topic,
+								  const MsgqBinding *binding);
 extern void msgq_retained_lock_all(const MsgqTopic *topic, LOCKMODE mode);
-extern void msgq_retained_unlock_all(const MsgqTopic *topic, LOCKMODE mode);
 extern void msgq_retained_create_log(int32 topic_id, int n);
 extern void msgq_retained_drop_all(const MsgqTopic *topic);
 extern bool msgq_retained_turn(int32 topic_id, MsgqRound *round);

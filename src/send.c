@@ -6,12 +6,15 @@
  * also the rollback of a savepoint, undoes the message.  Whoever waits for it
  * is woken after the commit (wakeup.c).
  *
- * All functions of this file fill a MsgqOutgoing and hand it to msgq_outgoing_send(), which
- * tells the receivers that it is about to append (the append horizon, in
- * storage.c), takes the ids, and inserts in chunks.  All arguments are checked
- * before the first id is taken.  Each level of priority has its own active
- * segment; a chunk is of one level, and ids follow the order of the input.
- * Messages with idempotency keys that were used before are left out (dedup.c).
+ * All functions of this file fill a MsgqOutgoing and hand it to
+ * msgq_outgoing_send(), which tells the receivers that it is about to append
+ * (the append horizon, in storage.c), takes the ids, and inserts in chunks.  All
+ * arguments are checked before the first id is taken.  Each level of priority
+ * has its own active segment; a chunk is of one level, and ids follow the order
+ * of the input.  Messages with idempotency keys that were used before are left
+ * out (dedup.c).
+ *
+ * publish.c and request.c fill one as well.
  *
  * src/send.c
  */

@@ -331,10 +331,62 @@ value_as_text(AttrNumber column, const JsonbValue *value)
 	return NULL;
 }
 
+/*
+ * Calls the reader for each setting of an object, in no order.  Raises 22023 for
+ * what is no object.
+ */
+void
+msgq_settings_each(Jsonb *changes, MsgqSettingReader reader, void *target)
+{
+	JsonbIterator *iterator = JsonbIteratorInit(&changes->root);
+	JsonbIteratorToken token;
+	JsonbValue	value;
+	char	   *key = NULL;
+
+	if (!JB_ROOT_IS_OBJECT(changes))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must be a JSON object", "settings")));
+	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
+	{
+		if (token == WJB_KEY)
+			key = pnstrdup(value.val.string.val, value.val.string.len);
+		else if (token == WJB_VALUE)
+			reader(target, key, &value);
+	}
+}
+
+/*
+ * The text of a setting's value, whatever the setting's type is, for its input
+ * function; NULL for null.  Raises 22023 for an object or an array.
+ */
+char *
+msgq_setting_text(const char *key, const JsonbValue *value)
+{
+	switch (value->type)
+	{
+		case jbvNull:
+			return NULL;
+		case jbvString:
+			return pnstrdup(value->val.string.val, value->val.string.len);
+		case jbvNumeric:
+			return DatumGetCString(DirectFunctionCall1(numeric_out,
+													   NumericGetDatum(value->val.numeric)));
+		case jbvBool:
+			return value->val.boolean ? "true" : "false";
+		default:
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("setting \"%s\" must not be an object or an array", key)));
+	}
+	return NULL;
+}
+
 /* Overrides one setting of the row. */
 static void
-set_setting(MsgqQueueRow *row, const char *key, const JsonbValue *value)
+set_setting(void *target, const char *key, const JsonbValue *value)
 {
+	MsgqQueueRow *row = target;
 	AttrNumber	column = setting_column(key);
 	char	   *before = msgq_setting_as_text(row, column);
 	Oid			input;
@@ -355,24 +407,9 @@ set_setting(MsgqQueueRow *row, const char *key, const JsonbValue *value)
 				 errmsg("setting \"%s\" of a queue cannot be changed", key)));
 }
 
+/* Overrides settings of the row by those of an object. */
 void
 msgq_settings_set(MsgqQueueRow *row, Jsonb *changes)
 {
-	JsonbIterator *iterator;
-	JsonbIteratorToken token;
-	JsonbValue	value;
-	char	   *key = NULL;
-
-	if (!JB_ROOT_IS_OBJECT(changes))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("argument \"%s\" must be a JSON object", "settings")));
-	iterator = JsonbIteratorInit(&changes->root);
-	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
-	{
-		if (token == WJB_KEY)
-			key = pnstrdup(value.val.string.val, value.val.string.len);
-		else if (token == WJB_VALUE)
-			set_setting(row, key, &value);
-	}
+	msgq_settings_each(changes, set_setting, row);
 }

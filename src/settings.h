@@ -35,6 +35,13 @@ set_value(MsgqQueueRow *row, AttrNumber column, Datum value)
 	row->nulls[column - 1] = false;
 }
 
+/* Called with each key of an object of settings, and its value. */
+typedef void (*MsgqSettingReader) (void *settings, const char *key,
+								   const JsonbValue *value);
+
+extern void msgq_settings_each(Jsonb *changes, MsgqSettingReader reader,
+							   void *settings);
+extern char *msgq_setting_text(const char *key, const JsonbValue *value);
 extern int32 msgq_setting_int(const MsgqQueueRow *row, AttrNumber column);
 extern char *msgq_setting_as_text(const MsgqQueueRow *row, AttrNumber column);
 extern void msgq_settings_check(const MsgqQueueRow *row);

@@ -219,7 +219,6 @@ reply(Settlement *settlement, const MsgqQueue *queue, MsgqSegment *segment,
 
 	if (outcome == MSGQ_DONE)
 		settlement->is_late = !msgq_reply_store(queue, &to, settlement->reply);
-	msgq_point(MSGQ_POINT_REPLY_STORED);
 	return outcome;
 }
 

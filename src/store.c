@@ -60,8 +60,8 @@
 #include "utils/rel.h"
 #include "utils/timestamp.h"
 
-#include "argument.h"
 #include "admin.h"
+#include "argument.h"
 #include "owner.h"
 #include "store.h"
 #include "table.h"

@@ -36,6 +36,7 @@
 #include "retention.h"
 #include "segment.h"
 #include "sequencer.h"
+#include "settings.h"
 #include "stream.h"
 #include "streamadmin.h"
 #include "wakeup.h"
@@ -216,59 +217,19 @@ setting_named(const char *name)
 
 /* Changes one setting to a value of an object. */
 static void
-change_setting(Settings *wanted, Setting setting, const JsonbValue *value)
+change_setting(void *target, const char *key, const JsonbValue *value)
 {
+	Settings   *wanted = target;
+	Setting		setting = setting_named(key);
+	char	   *text = msgq_setting_text(key, value);
 	Oid			input;
 	Oid			parameter;
-	char	   *text = NULL;
 
-	wanted->nulls[setting] = value->type == jbvNull;
-	switch (value->type)
-	{
-		case jbvNull:
-			return;
-		case jbvString:
-			text = pnstrdup(value->val.string.val, value->val.string.len);
-
-			break;
-		case jbvNumeric:
-			text = DatumGetCString(DirectFunctionCall1(numeric_out,
-													   NumericGetDatum(value->val.numeric)));
-
-			break;
-		case jbvBool:
-			text = value->val.boolean ? "true" : "false";
-
-			break;
-		default:
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("setting \"%s\" must not be an object or an array",
-							settings[setting].name)));
-	}
+	wanted->nulls[setting] = text == NULL;
+	if (text == NULL)
+		return;
 	getTypeInputInfo(settings[setting].type, &input, &parameter);
 	wanted->values[setting] = OidInputFunctionCall(input, text, parameter, -1);
-}
-
-static void
-change_settings(Settings *wanted, Jsonb *changes)
-{
-	JsonbIterator *iterator = JsonbIteratorInit(&changes->root);
-	JsonbIteratorToken token;
-	JsonbValue	value;
-	char	   *key = NULL;
-
-	if (!JB_ROOT_IS_OBJECT(changes))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("argument \"%s\" must be a JSON object", "settings")));
-	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
-	{
-		if (token == WJB_KEY)
-			key = pnstrdup(value.val.string.val, value.val.string.len);
-		else if (token == WJB_VALUE)
-			change_setting(wanted, setting_named(key), &value);
-	}
 }
 
 /* ---------------------------------------------------------------------------
@@ -550,7 +511,7 @@ msgq_alter_stream(PG_FUNCTION_ARGS)
 	msgq_lock_metadata();
 	stream = msgq_stream_get(name, MSGQ_RIGHT_ADMIN);
 	wanted = settings_of(stream);
-	change_settings(&wanted, changes);
+	msgq_settings_each(changes, change_setting, &wanted);
 	check_settings(&wanted);
 	if (strcmp(setting_text(&wanted, DEAD_LETTER_QUEUE),
 			   NameStr(stream->dead_letter_queue)) != 0)

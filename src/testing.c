@@ -54,7 +54,6 @@ static const struct config_enum_entry points[] = {
 	{"sequence-snapshot", MSGQ_POINT_SEQUENCE_SNAPSHOT, false},
 	{"publish-routed", MSGQ_POINT_PUBLISH_ROUTED, false},
 	{"request-sent", MSGQ_POINT_REQUEST_SENT, false},
-	{"reply-stored", MSGQ_POINT_REPLY_STORED, false},
 	{NULL, 0, false}
 };
 

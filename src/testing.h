@@ -35,8 +35,7 @@ typedef enum MsgqTestPoint
 	MSGQ_POINT_SEQUENCE_HORIZON,	/* sequence: horizon read, no snapshot */
 	MSGQ_POINT_SEQUENCE_SNAPSHOT,	/* sequence: snapshot taken, nothing seen */
 	MSGQ_POINT_PUBLISH_ROUTED,	/* publish: routed, nothing locked */
-	MSGQ_POINT_REQUEST_SENT,	/* request: committed, not yet looked */
-	MSGQ_POINT_REPLY_STORED		/* reply: stored, message not yet removed */
+	MSGQ_POINT_REQUEST_SENT		/* request: committed, not yet looked */
 } MsgqTestPoint;
 
 /* The setting msgq.test_point; MSGQ_POINT_NONE but in tests. */

@@ -309,8 +309,7 @@ read_bindings(const Reading *reading, MsgqTopic *topic)
 	ScanKeyInit(&key, Anum_binding_topic_id, BTEqualStrategyNumber, F_INT4EQ,
 				Int32GetDatum(topic->id));
 	(void) read_rows(reading, "binding", "binding_pkey", &key, read_binding, &list);
-	topic->matcher = msgq_matcher_create(topic->kind == MSGQ_TOPIC_DIRECT ?
-										 MSGQ_SYNTAX_EXACT : MSGQ_SYNTAX_AMQP);
+	topic->matcher = msgq_matcher_create(msgq_topic_syntax(topic));
 	for (int i = 0; i < topic->nbindings; i++)
 		msgq_matcher_add(topic->matcher, topic->bindings[i].pattern, i);
 }

@@ -129,6 +129,13 @@ typedef struct MsgqRouting
 	int			max_bindings;	/* that one of them has */
 } MsgqRouting;
 
+/* How its bindings' patterns are written. */
+static inline MsgqSyntax
+msgq_topic_syntax(const MsgqTopic *topic)
+{
+	return topic->kind == MSGQ_TOPIC_DIRECT ? MSGQ_SYNTAX_EXACT : MSGQ_SYNTAX_AMQP;
+}
+
 extern void msgq_topic_init(void);
 extern void msgq_topic_changed(int32 topic_id);
 extern void msgq_target_changed(int32 target_id);

@@ -36,6 +36,7 @@
 #include "owner.h"
 #include "retained.h"
 #include "route.h"
+#include "settings.h"
 #include "stream.h"
 #include "topic.h"
 
@@ -268,29 +269,6 @@ msgq_create_topic(PG_FUNCTION_ARGS)
  * ---------------------------------------------------------------------------
  */
 
-/* The text of a setting's value; NULL for null. */
-static char *
-setting_text(const char *key, const JsonbValue *value)
-{
-	switch (value->type)
-	{
-		case jbvNull:
-			return NULL;
-		case jbvString:
-			return pnstrdup(value->val.string.val, value->val.string.len);
-		case jbvNumeric:
-			return DatumGetCString(DirectFunctionCall1(numeric_out,
-													   NumericGetDatum(value->val.numeric)));
-		case jbvBool:
-			return value->val.boolean ? "true" : "false";
-		default:
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("setting \"%s\" must not be an object or an array", key)));
-	}
-	return NULL;
-}
-
 static void
 set_alternate(TopicSettings *settings, const char *text)
 {
@@ -315,9 +293,10 @@ set_max_retained(TopicSettings *settings, const char *text)
 }
 
 static void
-change_setting(TopicSettings *settings, const char *key, const JsonbValue *value)
+change_setting(void *target, const char *key, const JsonbValue *value)
 {
-	char	   *text = setting_text(key, value);
+	TopicSettings *settings = target;
+	char	   *text = msgq_setting_text(key, value);
 
 	if (strcmp(key, "alternate") == 0)
 	{
@@ -339,27 +318,6 @@ change_setting(TopicSettings *settings, const char *key, const JsonbValue *value
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("there is no setting \"%s\"", key),
 				 errhint("The settings are on_unroutable, alternate, retain and max_retained.")));
-}
-
-static void
-change_settings(TopicSettings *settings, Jsonb *changes)
-{
-	JsonbIterator *iterator = JsonbIteratorInit(&changes->root);
-	JsonbIteratorToken token;
-	JsonbValue	value;
-	char	   *key = NULL;
-
-	if (!JB_ROOT_IS_OBJECT(changes))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("argument \"%s\" must be a JSON object", "settings")));
-	while ((token = JsonbIteratorNext(&iterator, &value, true)) != WJB_DONE)
-	{
-		if (token == WJB_KEY)
-			key = pnstrdup(value.val.string.val, value.val.string.len);
-		else if (token == WJB_VALUE)
-			change_setting(settings, key, &value);
-	}
 }
 
 /* The topic's settings, with these changes, checked. */
@@ -384,7 +342,7 @@ changed_settings(const MsgqTopic *topic, Jsonb *changes)
 												 SPI_getvalue(SPI_tuptable->vals[0],
 															  SPI_tuptable->tupdesc, 2));
 	msgq_spi_end(&spi);
-	change_settings(&settings, changes);
+	msgq_settings_each(changes, change_setting, &settings);
 	check_alternate(&settings);
 	return settings;
 }
@@ -403,6 +361,7 @@ msgq_alter_topic(PG_FUNCTION_ARGS)
 
 	msgq_begin_change("msgq.alter_topic()");
 	topic = msgq_topic_get(name, MSGQ_RIGHT_ADMIN);
+	/* What to lock depends on the change; what it is made to, on the lock. */
 	forget = topic->retain && !changed_settings(topic, changes).retain;
 	if (forget)
 		lock_quiet_topic(topic, AccessExclusiveLock);
@@ -515,12 +474,13 @@ typedef struct BindCall
 	char	   *target_name;
 	const MsgqTopic *topic;
 	MsgqTarget	target;
-	Datum		values[6];		/* what identifies the binding: $1 to $6 */
-	bool		nulls[6];
+	Datum		values[7];		/* $1 to $5 identify the binding, which has */
+	bool		nulls[7];		/* the number $6; $7 is retained */
 } BindCall;
 
-/* What the values are; $6 is a number that the caller fills in. */
-static const Oid bind_types[] = {INT4OID, INT4OID, TEXTOID, JSONBOID, JSONPATHOID, INT4OID};
+static const Oid bind_types[] = {
+	INT4OID, INT4OID, TEXTOID, JSONBOID, JSONPATHOID, INT4OID, BOOLOID
+};
 
 /* Finds the binding. */
 #define SAME_BINDING \
@@ -669,12 +629,12 @@ insert_binding(BindCall *call, bool retained)
 	MsgqSpi		spi;
 
 	call->values[5] = Int32GetDatum(id);
+	call->values[6] = BoolGetDatum(retained);
 	msgq_spi_begin(&spi, msgq_storage_owner());
-	msgq_spi_run_with(psprintf("INSERT INTO msgq.binding (id, topic_id, target_id, pattern, "
-							   "header_match, filter, retained, created_at) "
-							   "VALUES ($6, $1, $2, $3, $4, $5, %s, clock_timestamp())",
-							   retained ? "true" : "false"),
-					  SPI_OK_INSERT, 6, bind_types, call->values, call->nulls, false);
+	msgq_spi_run_with("INSERT INTO msgq.binding (id, topic_id, target_id, pattern, "
+					  "header_match, filter, retained, created_at) "
+					  "VALUES ($6, $1, $2, $3, $4, $5, $7, clock_timestamp())",
+					  SPI_OK_INSERT, 7, bind_types, call->values, call->nulls, false);
 	msgq_topic_changed(call->topic->id);
 	msgq_spi_end(&spi);
 	CommandCounterIncrement();
@@ -694,7 +654,7 @@ deliver_retained(const BindCall *call)
 		binding.headers = msgq_header_match_compile(DatumGetJsonbP(call->values[3]));
 	if (!call->nulls[4])
 		binding.filter = DatumGetJsonPathP(call->values[4]);
-	(void) msgq_retained_deliver("msgq.bind()", call->topic, &binding);
+	msgq_retained_deliver("msgq.bind()", call->topic, &binding);
 }
 
 /* Looks up the topic, and locks metadata. */

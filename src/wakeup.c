@@ -30,8 +30,8 @@
  * savepoint wakes at the end of the transaction.  A waiter wakes by itself
  * when the next message falls due (receive.c).
  *
- * Whoever waits for the reply to a request (request.c) is told by his latch alone,
- * since the request says which process he is.
+ * Whoever waits for the reply to a request (request.c) is told by his latch
+ * alone, since the request says which process he is.
  *
  * In a stream, waiters are told of positions by the commit of a step of the
  * sequencer, and of partitions that have become free by the end of whoever had
@@ -213,7 +213,7 @@ msgq_wake_sequencer_at_commit(MsgqSlot *slot)
 
 /*
  * This process, or one that has taken its place, has something to look at if
- * the transaction commits.
+ * the transaction commits; or looks in vain, if it was undone to a savepoint.
  */
 void
 msgq_wake_process_at_commit(int process)

@@ -17,8 +17,8 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.create_stream(text, int, interval, bigint, bigint, boolean, text, boolean) IS
 'makes a stream; the caller needs CREATE on schema msgq and gets all rights on it, with grant option.
-stream: 1 to 63 bytes of printable text, taken as it is; no queue may have the same name. partitions: 1 to 1000; entries with the same key are in the same one, and in order. retention, retention_bytes, retention_entries: entries are dropped, a whole segment at a time, when their positions are older than this, or when so many bytes or entries would be left; NULL for no such limit. hold_for_groups: entries that a group has not read are kept, up to max_held_bytes (see msgq.alter_stream). dead_letter_queue: a queue to which the caller may send, for entries that a group gives up; NULL: they are delivered again for ever. if_not_exists: an existing stream is left alone, with a warning if its settings differ.
-Errors: 22023 bad name or setting, 22004 NULL, 42710 stream or queue exists, 42704 no such dead-letter queue, 42501 no right.';
+stream: 1 to 63 bytes of printable text, taken as it is; no queue or topic may have the same name. partitions: 1 to 1000; entries with the same key are in the same one, and in order. retention, retention_bytes, retention_entries: entries are dropped, a whole segment at a time, when their positions are older than this, or when so many bytes or entries would be left; NULL for no such limit. hold_for_groups: entries that a group has not read are kept, up to max_held_bytes (see msgq.alter_stream). dead_letter_queue: a queue to which the caller may send, for entries that a group gives up; NULL: they are delivered again for ever. if_not_exists: an existing stream is left alone, with a warning if its settings differ.
+Errors: 22023 bad name or setting, 22004 NULL, 42710 stream, queue or topic exists, 42704 no such dead-letter queue, 42501 no right.';
 
 CREATE FUNCTION msgq.alter_stream(stream text, settings jsonb)
 RETURNS void

@@ -275,20 +275,27 @@ is(replies(), 0, 'no reply is left');
 # The tables take turns
 # ---------------------------------------------------------------------------
 
+# A reply goes to reply_2, and arrives.
+sub is_in_second_table
+{
+	my ($body, $name) = @_;
+	$caller->send(qq{CALL msgq.request('q', '$body', '60 s')});
+	sleeps($caller);
+	my $held = receipt($worker, 'q');
+	$worker->safe(qq{BEGIN; SELECT msgq.reply('q', '$held', '$body')});
+	is($worker->safe('SELECT count(*) FROM msgq.reply_2'), 1, $name);
+	$worker->safe('COMMIT');
+	is($caller->wait, $body, 'and is found there');
+	return;
+}
+
 # Large replies are elsewhere, and count.
 $node->safe_psql(
 	'postgres', q{
 	INSERT INTO msgq.reply_1 SELECT gen_random_uuid(), 0, clock_timestamp() + '1 h',
 		(SELECT jsonb_agg(gen_random_uuid()) FROM generate_series(1, 30000 + 0 * i))
 	FROM generate_series(1, 10) AS i});
-$caller->send(q{CALL msgq.request('q', '7', '60 s')});
-sleeps($caller);
-$receipt = receipt($worker, 'q');
-$worker->safe(qq{BEGIN; SELECT msgq.reply('q', '$receipt', '7')});
-is($worker->safe('SELECT count(*) FROM msgq.reply_2'), 1,
-	'large replies fill a table, too');
-$worker->safe('COMMIT');
-is($caller->wait, '7', 'and others are found');
+is_in_second_table('7', 'when large replies fill one table, one goes to the other');
 
 # One that somebody is just taking is in nobody's way.  (By the clock of this
 # session they are old, and not by the worker's.)
@@ -311,14 +318,7 @@ $node->safe_psql(
 	INSERT INTO msgq.reply_1 SELECT gen_random_uuid(), 0, clock_timestamp() + '1 h',
 		(SELECT jsonb_agg(gen_random_uuid()) FROM generate_series(1, 30 + 0 * i))
 	FROM generate_series(1, 8000) AS i});
-$caller->send(q{CALL msgq.request('q', '8', '60 s')});
-sleeps($caller);
-$receipt = receipt($worker, 'q');
-$worker->safe(qq{BEGIN; SELECT msgq.reply('q', '$receipt', '8')});
-is($worker->safe('SELECT count(*) FROM msgq.reply_2'), 1,
-	'when one table is large, replies go to the other one');
-$worker->safe('COMMIT');
-is($caller->wait, '8', 'and are found there');
+is_in_second_table('8', 'when many fill it, one goes to the other');
 $node->safe_psql('postgres', 'SELECT msgq.maintain()');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM msgq.reply_1'),
 	8000, 'what somebody may wait for is kept');
