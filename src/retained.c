@@ -35,10 +35,12 @@
 
 #include "access/table.h"
 #include "access/xact.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "nodes/makefuncs.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
@@ -408,13 +410,29 @@ typedef struct LogState
 	int			kept;
 	int64		max_retained;
 	int64		bytes;			/* of the current one, after the last turn */
-	Oid			current_table;	/* InvalidOid: it has gone */
+	Oid			current_table;
 	Oid			kept_table;
 } LogState;
 
-/* False if the topic has gone; within SPI. */
+/*
+ * Locks one of the tables of a log to the end of the transaction, so that it
+ * stays; InvalidOid if it has gone, or somebody is about to drop or to empty it.
+ */
+static Oid
+try_lock_log(int32 topic_id, int n)
+{
+	RangeVar   *name = makeRangeVar("msgq", psprintf("t%d_%d", topic_id, n), -1);
+
+	return RangeVarGetRelidExtended(name, AccessShareLock,
+									RVR_MISSING_OK | RVR_SKIP_LOCKED, NULL, NULL);
+}
+
+/*
+ * False if the topic has gone, or is about to be dropped: it is not waited for.
+ * Within SPI.
+ */
 static bool
-read_state(int32 topic_id, LogState *state)
+read_state(int32 topic_id, LogState *state, MsgqRound *round)
 {
 	bool		is_null;
 
@@ -426,9 +444,12 @@ read_state(int32 topic_id, LogState *state)
 	state->kept = 3 - state->current;
 	state->max_retained = DatumGetInt64(column(0, 2, &is_null));
 	state->bytes = DatumGetInt64(column(0, 3, &is_null));
-	state->current_table = msgq_relation_oid(psprintf("t%d_%d", topic_id, state->current));
-	state->kept_table = msgq_relation_oid(psprintf("t%d_%d", topic_id, state->kept));
-	return OidIsValid(state->current_table) && OidIsValid(state->kept_table);
+	state->current_table = try_lock_log(topic_id, state->current);
+	state->kept_table = try_lock_log(topic_id, state->kept);
+	if (OidIsValid(state->current_table) && OidIsValid(state->kept_table))
+		return true;
+	round->waiting++;
+	return false;
 }
 
 /*
@@ -517,7 +538,7 @@ msgq_retained_turn(int32 topic_id, MsgqRound *round)
 	bool		done = false;
 
 	msgq_spi_begin(&spi, msgq_storage_owner());
-	if (read_state(topic_id, &state))
+	if (read_state(topic_id, &state, round))
 	{
 		if (msgq_table_main_bytes(state.kept_table) > 0)
 		{
