@@ -482,31 +482,26 @@ move_rows(int32 topic_id, const LogState *state)
 static void
 empty_kept(int32 topic_id, const LogState *state, MsgqRound *round)
 {
-	Relation	table;
-	bool		has_row;
-	bool		is_shown;
-
-	if (!msgq_lock_table_between_calls(state->kept_table))
-	{
-		round->waiting++;
-		return;
-	}
 	msgq_table_check(state->kept_table, Natts_retained, MSGQ_RETAINED_REQUIRED);
 	msgq_table_check(state->current_table, Natts_retained, MSGQ_RETAINED_REQUIRED);
-	table = table_open(state->kept_table, NoLock);
-	has_row = msgq_table_has_row(table);
-	is_shown = !has_row && msgq_table_has_row_for_somebody(table);
-	table_close(table, NoLock);
-	/* Moving writes to msgq.topic, as others do who change the topic. */
-	if (is_shown || (has_row && !msgq_try_lock_metadata()))
-		round->waiting++;
-	else if (has_row)
-		move_rows(topic_id, state);
-	else
+	switch (msgq_table_lock_kept(state->kept_table))
 	{
-		msgq_spi_run("TRUNCATE ONLY msgq.t%d_%d", topic_id, state->kept);
-		round->emptied++;
+		case MSGQ_KEPT_EMPTY:
+			msgq_spi_run("TRUNCATE ONLY msgq.t%d_%d", topic_id, state->kept);
+			round->emptied++;
+			return;
+		case MSGQ_KEPT_HAS_ROWS:
+			/* Moving writes to msgq.topic, as others do who change the topic. */
+			if (msgq_try_lock_metadata())
+			{
+				move_rows(topic_id, state);
+				return;
+			}
+			break;
+		case MSGQ_KEPT_IN_USE:
+			break;
 	}
+	round->waiting++;
 }
 
 /* Lets the other table take new messages; within SPI. */

@@ -33,7 +33,7 @@
  *
  * Turning takes a ShareLock on the current table.  With steady traffic there
  * is always a writer, so it has to be waited for; those who come meanwhile
- * wait behind it.  The wait is short (TURN_LOCK_TIMEOUT), and shorter than
+ * wait behind it.  The wait is short (table.c), and shorter than
  * deadlock_timeout usually is; where it was in vain because a transaction
  * stays open, the next attempt is long after that (maintain.c).  The time at
  * which a table is closed is read with the lock, so no row is younger.  The
@@ -56,7 +56,6 @@
 #include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
 #include "utils/rel.h"
 #include "utils/timestamp.h"
 
@@ -66,9 +65,6 @@
 #include "store.h"
 #include "table.h"
 #include "testing.h"
-
-/* How long writers may have to wait for a turn that does not come about. */
-#define TURN_LOCK_TIMEOUT	"200ms"
 
 /* What the tables of each kind are made of. */
 typedef struct Shape
@@ -535,18 +531,6 @@ can_become_current(const StoreRow *empty)
 		is_plain(table, empty->kind, &is_empty) && is_empty;
 }
 
-/* Waits for those who write to the table, and keeps others from it. */
-static void
-lock_against_writers(Oid table)
-{
-	int			guc_level = NewGUCNestLevel();
-
-	(void) set_config_option("lock_timeout", TURN_LOCK_TIMEOUT, PGC_USERSET,
-							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	LockRelationOid(table, ShareLock);
-	AtEOXact_GUC(false, guc_level);
-}
-
 /*
  * Turns a store if its current table is due; true if it did.  Raises 55P03 if
  * a transaction that has written to the table stays open.
@@ -567,7 +551,7 @@ msgq_store_turn(int32 queue_id, MsgqStoreKind kind, MsgqRound *round)
 	table = msgq_relation_oid(table_name(&current));
 	if (!OidIsValid(table))
 		return false;
-	lock_against_writers(table);
+	msgq_lock_against_writers(table);
 	if (!msgq_try_lock_metadata() || !still_is(&current) || !still_is(&empty) ||
 		!can_become_current(&empty) || !is_plain(table, kind, &is_empty))
 	{

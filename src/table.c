@@ -26,6 +26,7 @@
 #include "storage/lmgr.h"
 #include "storage/procarray.h"
 #include "utils/fmgroids.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -35,6 +36,9 @@
 
 /* So often, a millisecond apart, a lock is tried. */
 #define MAX_LOCK_TRIES		50
+
+/* How long writers may have to wait for a turn that does not come about. */
+#define TURN_LOCK_TIMEOUT	"200ms"
 
 static void
 refuse(Relation table, const char *feature)
@@ -331,4 +335,41 @@ msgq_lock_table_between_calls(Oid table_oid)
 		pg_usleep(1000);
 	}
 	return false;
+}
+
+/*
+ * Locks a table that takes no new rows, unless it is in use, and says what is
+ * to be done with it.  A snapshot that shows rows which were moved would not
+ * show them where they are now, and so keeps it.
+ */
+MsgqKept
+msgq_table_lock_kept(Oid table_oid)
+{
+	Relation	table;
+	MsgqKept	kept = MSGQ_KEPT_EMPTY;
+
+	if (!msgq_lock_table_between_calls(table_oid))
+		return MSGQ_KEPT_IN_USE;
+	table = table_open(table_oid, NoLock);
+	if (msgq_table_has_row(table))
+		kept = MSGQ_KEPT_HAS_ROWS;
+	else if (msgq_table_has_row_for_somebody(table))
+		kept = MSGQ_KEPT_IN_USE;
+	table_close(table, NoLock);
+	return kept;
+}
+
+/*
+ * Waits for those who write to a table, and keeps others from it.  Raises 55P03
+ * after a time that is short, since others wait behind us meanwhile.
+ */
+void
+msgq_lock_against_writers(Oid table_oid)
+{
+	int			guc_level = NewGUCNestLevel();
+
+	(void) set_config_option("lock_timeout", TURN_LOCK_TIMEOUT, PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	LockRelationOid(table_oid, ShareLock);
+	AtEOXact_GUC(false, guc_level);
 }

@@ -21,6 +21,17 @@ typedef struct MsgqTable
 	TupleTableSlot *row;		/* what was found */
 } MsgqTable;
 
+/*
+ * What is to be done with a table that takes no new rows, and is to be emptied:
+ * its rows go elsewhere, and when nobody sees them here any more it is truncated.
+ */
+typedef enum MsgqKept
+{
+	MSGQ_KEPT_IN_USE,			/* nothing: a lock or a snapshot needs it */
+	MSGQ_KEPT_HAS_ROWS,			/* they are to be moved or deleted */
+	MSGQ_KEPT_EMPTY				/* it can be truncated */
+} MsgqKept;
+
 extern MsgqTable *msgq_table_open(Relation table, int ncolumns, int nrequired,
 								  LOCKMODE lock);
 extern void msgq_table_close(MsgqTable *table, LOCKMODE unlock);
@@ -32,6 +43,8 @@ extern Relation msgq_open_primary_key(Relation table);
 extern bool msgq_try_lock_toast(Relation table);
 extern bool msgq_try_lock_table(Oid table_oid);
 extern bool msgq_lock_table_between_calls(Oid table_oid);
+extern MsgqKept msgq_table_lock_kept(Oid table_oid);
+extern void msgq_lock_against_writers(Oid table_oid);
 extern bool msgq_table_has_row(Relation table);
 extern bool msgq_table_has_row_for_somebody(Relation table);
 extern int64 msgq_table_bytes(Oid table);
