@@ -87,24 +87,26 @@ msgq_retained_lock(const MsgqTopic *topic)
 	return log;
 }
 
+/* Opens a log that is locked, to append to it. */
+MsgqTable  *
+msgq_retained_open(Relation log)
+{
+	return msgq_table_open(log, Natts_retained, MSGQ_RETAINED_REQUIRED,
+						   RowExclusiveLock);
+}
+
 /*
- * Appends a message, if the topic retains any; closes the table.  has_headers
- * says whether the publisher has given headers.
+ * Appends message number i to the log of a topic that retains messages.
+ * has_headers says whether the publisher has given headers.
  */
 void
-msgq_retained_add(Relation log, const MsgqTopic *topic, Datum routing_key,
-				  const MsgqOutgoing *out, bool has_headers)
+msgq_retained_add(MsgqTable *log, const MsgqTopic *topic, Datum routing_key,
+				  const MsgqOutgoing *out, int i, bool has_headers)
 {
 	Datum		values[Natts_retained] = {0};
 	bool		nulls[Natts_retained];
-	TimestampTz expires_at = msgq_outgoing_expires_at(out, 0);
-	MsgqTable  *table;
+	TimestampTz expires_at = msgq_outgoing_expires_at(out, i);
 
-	if (!topic->retain)
-	{
-		table_close(log, NoLock);
-		return;
-	}
 	memset(nulls, true, sizeof(nulls));
 #define SET(column, value) \
 	(values[(column) - 1] = (value), nulls[(column) - 1] = false)
@@ -112,23 +114,20 @@ msgq_retained_add(Relation log, const MsgqTopic *topic, Datum routing_key,
 	SET(Anum_retained_id,
 		Int64GetDatum(nextval_internal(topic->sequence, false)));
 	SET(Anum_retained_published_at, TimestampTzGetDatum(out->now));
-	SET(Anum_retained_priority, Int16GetDatum(out->priorities[0]));
+	SET(Anum_retained_priority, Int16GetDatum(out->priorities[i]));
 	SET(Anum_retained_has_headers, BoolGetDatum(has_headers));
-	if (out->visible_at[0] != 0)
-		SET(Anum_retained_visible_at, TimestampTzGetDatum(out->visible_at[0]));
+	if (out->visible_at[i] != 0)
+		SET(Anum_retained_visible_at, TimestampTzGetDatum(out->visible_at[i]));
 	if (expires_at != 0)
 		SET(Anum_retained_expires_at, TimestampTzGetDatum(expires_at));
-	if (out->group_keys[0])
-		SET(Anum_retained_group_key, PointerGetDatum(out->group_keys[0]));
-	if (!out->no_headers[0])
-		SET(Anum_retained_headers, out->headers[0]);
+	if (out->group_keys[i])
+		SET(Anum_retained_group_key, PointerGetDatum(out->group_keys[i]));
+	if (!out->no_headers[i])
+		SET(Anum_retained_headers, out->headers[i]);
 	SET(out->content_column == Anum_segment_body ?
-		Anum_retained_body : Anum_retained_data, out->contents[0]);
+		Anum_retained_body : Anum_retained_data, out->contents[i]);
 #undef SET
-	table = msgq_table_open(log, Natts_retained, MSGQ_RETAINED_REQUIRED,
-							RowExclusiveLock);
-	msgq_table_insert(table, values, nulls);
-	msgq_table_close(table, NoLock);
+	msgq_table_insert(log, values, nulls);
 }
 
 /* ---------------------------------------------------------------------------

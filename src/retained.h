@@ -35,9 +35,10 @@ enum
 #define MSGQ_RETAINED_REQUIRED	Anum_retained_has_headers
 
 extern Relation msgq_retained_lock(const MsgqTopic *topic);
-extern void msgq_retained_add(Relation log, const MsgqTopic *topic,
+extern MsgqTable *msgq_retained_open(Relation log);
+extern void msgq_retained_add(MsgqTable *log, const MsgqTopic *topic,
 							  Datum routing_key, const MsgqOutgoing *out,
-							  bool has_headers);
+							  int i, bool has_headers);
 extern void msgq_retained_deliver(const char *command, const MsgqTopic *topic,
 								  const MsgqBinding *binding);
 extern void msgq_retained_lock_all(const MsgqTopic *topic, LOCKMODE mode);

@@ -157,6 +157,17 @@ compare_targets(const void *left, const void *right)
 	return a->id < b->id ? -1 : a->id > b->id;
 }
 
+/* The targets by number, each once; they are palloc'd, and there may be none. */
+static void
+sort_targets(MsgqRoute *route)
+{
+	if (route->ntargets < 2)
+		return;
+	qsort(route->targets, route->ntargets, sizeof(MsgqTarget *), compare_targets);
+	route->ntargets = qunique(route->targets, route->ntargets,
+							  sizeof(MsgqTarget *), compare_targets);
+}
+
 /* Where the message goes; in the current memory context. */
 MsgqRoute *
 msgq_route(const MsgqRouting *routing, MsgqRoutable *message)
@@ -176,11 +187,66 @@ msgq_route(const MsgqRouting *routing, MsgqRoutable *message)
 	route->targets = palloc(sizeof(MsgqTarget *) * Max(list_length(targets), 1));
 	foreach(cell, targets)
 		route->targets[route->ntargets++] = lfirst(cell);
-	qsort(route->targets, route->ntargets, sizeof(MsgqTarget *), compare_targets);
-	if (route->ntargets > 1)
-		route->ntargets = qunique(route->targets, route->ntargets,
-								  sizeof(MsgqTarget *), compare_targets);
+	sort_targets(route);
 	return route;
+}
+
+/*
+ * Where at least one of the messages goes whose routes, of the same routing,
+ * these are.
+ */
+MsgqRoute *
+msgq_route_union(MsgqRoute *const *routes, int n)
+{
+	MsgqRoute  *all = palloc0(sizeof(MsgqRoute));
+	int			ntopics = 0;
+	int			ntargets = 0;
+
+	if (n == 1)
+		return routes[0];
+	for (int i = 0; i < n; i++)
+	{
+		ntopics += routes[i]->ntopics;
+		ntargets += routes[i]->ntargets;
+	}
+	all->topics = palloc(sizeof(MsgqTopic *) * ntopics);
+	all->targets = palloc(sizeof(MsgqTarget *) * Max(ntargets, 1));
+	for (int i = 0; i < n; i++)
+	{
+		for (int k = 0; k < routes[i]->ntopics; k++)
+		{
+			if (!msgq_route_passes(all, routes[i]->topics[k]))
+				all->topics[all->ntopics++] = routes[i]->topics[k];
+		}
+		for (int k = 0; k < routes[i]->ntargets; k++)
+			all->targets[all->ntargets++] = routes[i]->targets[k];
+	}
+	sort_targets(all);
+	return all;
+}
+
+/* Does the message go to the queue or stream of this number? */
+bool
+msgq_route_has_target(const MsgqRoute *route, int32 target_id)
+{
+	for (int i = 0; i < route->ntargets; i++)
+	{
+		if (route->targets[i]->id == target_id)
+			return true;
+	}
+	return false;
+}
+
+/* Does the message pass this topic, of the same routing? */
+bool
+msgq_route_passes(const MsgqRoute *route, const MsgqTopic *topic)
+{
+	for (int i = 0; i < route->ntopics; i++)
+	{
+		if (route->topics[i] == topic)
+			return true;
+	}
+	return false;
 }
 
 /* The topic that decides about a message without any target. */

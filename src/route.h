@@ -34,6 +34,9 @@ typedef struct MsgqRoute
 
 extern MsgqRoute *msgq_route(const MsgqRouting *routing,
 							 MsgqRoutable *message);
+extern MsgqRoute *msgq_route_union(MsgqRoute *const *routes, int n);
+extern bool msgq_route_has_target(const MsgqRoute *route, int32 target_id);
+extern bool msgq_route_passes(const MsgqRoute *route, const MsgqTopic *topic);
 extern const MsgqTopic *msgq_route_last_resort(const MsgqRouting *routing);
 extern bool msgq_binding_accepts(const MsgqBinding *binding,
 								 MsgqRoutable *message);

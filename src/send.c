@@ -70,6 +70,36 @@ msgq_outgoing_init(MsgqOutgoing *out, int n, AttrNumber content_column)
 	out->now = msgq_now();
 }
 
+/*
+ * Some of the messages, in their order, without their idempotency keys; which
+ * has their n numbers.
+ */
+void
+msgq_outgoing_choose(MsgqOutgoing *chosen, const MsgqOutgoing *out,
+					 const int *which, int n)
+{
+	*chosen = *out;
+	chosen->keys = NULL;
+	if (n == out->n)
+		return;
+	msgq_outgoing_init(chosen, n, out->content_column);
+	chosen->now = out->now;
+	if (out->expires_at)
+		chosen->expires_at = palloc(sizeof(TimestampTz) * n);
+	for (int i = 0; i < n; i++)
+	{
+		chosen->contents[i] = out->contents[which[i]];
+		chosen->headers[i] = out->headers[which[i]];
+		chosen->no_headers[i] = out->no_headers[which[i]];
+		chosen->group_keys[i] = out->group_keys[which[i]];
+		chosen->visible_at[i] = out->visible_at[which[i]];
+		chosen->ttl[i] = out->ttl[which[i]];
+		chosen->priorities[i] = out->priorities[which[i]];
+		if (out->expires_at)
+			chosen->expires_at[i] = out->expires_at[which[i]];
+	}
+}
+
 /* ---------------------------------------------------------------------------
  * Storing
  * ---------------------------------------------------------------------------

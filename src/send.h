@@ -33,6 +33,8 @@ extern void msgq_outgoing_init(MsgqOutgoing *out, int n,
 extern void msgq_outgoing_set_one(MsgqOutgoing *out, FunctionCallInfo fcinfo,
 								  int n);
 extern void msgq_outgoing_set_key(MsgqOutgoing *out, int i, Datum key);
+extern void msgq_outgoing_choose(MsgqOutgoing *chosen, const MsgqOutgoing *out,
+								 const int *which, int n);
 extern TimestampTz msgq_outgoing_expires_at(const MsgqOutgoing *out, int i);
 extern void msgq_outgoing_send(const char *command, const char *name,
 							   MsgqOutgoing *out, int64 *ids);
