@@ -313,13 +313,10 @@ insert_all(EntryTable *table, const MsgqStream *stream, MsgqSlot *slot,
 {
 	int			partitions = msgq_stream_active(stream)->partitions;
 	TimestampTz now = msgq_now();
-	int			nrows = Min(n, CHUNK_ROWS);
-	TupleTableSlot **rows = palloc(sizeof(TupleTableSlot *) * Max(nrows, 1));
+	TupleTableSlot **rows = msgq_table_slots(table->table, Min(n, CHUNK_ROWS));
 	MsgqAppend	before;
 	int			next = 0;
 
-	for (int i = 0; i < nrows; i++)
-		rows[i] = table_slot_create(table->table, NULL);
 	msgq_point(MSGQ_POINT_SEND_LOCKED);
 	before = msgq_append_begin(stream->sequence, slot);
 	while (next < n)
@@ -339,8 +336,6 @@ insert_all(EntryTable *table, const MsgqStream *stream, MsgqSlot *slot,
 	}
 	msgq_point(MSGQ_POINT_SEND_STORED);
 	msgq_append_end(stream->sequence, slot, before, n > 0 ? ids[n - 1] : 0);
-	for (int i = 0; i < nrows; i++)
-		ExecDropSingleTupleTableSlot(rows[i]);
 }
 
 /* ---------------------------------------------------------------------------

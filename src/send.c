@@ -38,6 +38,7 @@
 #include "segment.h"
 #include "send.h"
 #include "stats.h"
+#include "table.h"
 #include "testing.h"
 #include "wakeup.h"
 
@@ -278,13 +279,10 @@ append(MsgqStorage *storage, const MsgqOutgoing *out, int64 *ids)
 {
 	MsgqSegment *segment = storage->segments[0];
 	int			nrows = Min(out->n, CHUNK_ROWS);
-	TupleTableSlot **rows = palloc(sizeof(TupleTableSlot *) * (nrows + 1));
+	TupleTableSlot **rows = nrows <= 1 ? &segment->new_row :
+	msgq_table_slots(segment->table, nrows);
 	MsgqAppend	before;
 
-	/* The segments are alike, so that a slot serves for all of them. */
-	rows[0] = segment->new_row;
-	for (int i = 1; i < nrows; i++)
-		rows[i] = table_slot_create(segment->table, NULL);
 
 	msgq_point(MSGQ_POINT_SEND_LOCKED);
 	before = msgq_append_begin(storage->queue->sequence, storage->slot);
@@ -296,9 +294,6 @@ append(MsgqStorage *storage, const MsgqOutgoing *out, int64 *ids)
 	msgq_point(MSGQ_POINT_SEND_STORED);
 	msgq_append_end(storage->queue->sequence, storage->slot, before,
 					last_id(out, ids));
-
-	for (int i = 1; i < nrows; i++)
-		ExecDropSingleTupleTableSlot(rows[i]);
 }
 
 /*
@@ -360,9 +355,9 @@ set_headers(MsgqOutgoing *out, int i, Datum headers)
 	out->no_headers[i] = false;
 }
 
-/* A group key has 1 to MAX_GROUP_KEY_BYTES bytes (22023). */
-static void
-set_group_key(MsgqOutgoing *out, int i, text *key)
+/* Gives message i a group key, which has 1 to MAX_GROUP_KEY_BYTES bytes (22023). */
+void
+msgq_outgoing_set_group_key(MsgqOutgoing *out, int i, text *key)
 {
 	Size		size = VARSIZE_ANY_EXHDR(key);
 
@@ -470,7 +465,7 @@ msgq_outgoing_set_one(MsgqOutgoing *out, FunctionCallInfo fcinfo, int n)
 	set_times(out, fcinfo, n + 1);
 	set_priority(out, fcinfo, n + 3);
 	if (!PG_ARGISNULL(n + 4))
-		set_group_key(out, 0, PG_GETARG_TEXT_PP(n + 4));
+		msgq_outgoing_set_group_key(out, 0, PG_GETARG_TEXT_PP(n + 4));
 	set_ttl(out, fcinfo, n + 5);
 }
 
@@ -582,7 +577,7 @@ set_group_keys_of_all(MsgqOutgoing *out, FunctionCallInfo fcinfo, int n)
 	for (int i = 0; i < out->n; i++)
 	{
 		if (!nulls[i])
-			set_group_key(out, i, DatumGetTextPP(keys[i]));
+			msgq_outgoing_set_group_key(out, i, DatumGetTextPP(keys[i]));
 	}
 }
 
@@ -719,7 +714,7 @@ set_message(MsgqOutgoing *out, int i, JsonbContainer *object)
 		else if (strcmp(key, "headers") == 0)
 			set_headers(out, i, JsonbPGetDatum(JsonbValueToJsonb(&value)));
 		else if (strcmp(key, "group_key") == 0)
-			set_group_key(out, i, cstring_to_text(text_value(key, &value)));
+			msgq_outgoing_set_group_key(out, i, cstring_to_text(text_value(key, &value)));
 		else if (strcmp(key, "delay") == 0)
 			delay = interval_value(key, &value);
 		else if (strcmp(key, "ttl") == 0)

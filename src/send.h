@@ -33,6 +33,7 @@ extern void msgq_outgoing_init(MsgqOutgoing *out, int n,
 extern void msgq_outgoing_set_one(MsgqOutgoing *out, FunctionCallInfo fcinfo,
 								  int n);
 extern void msgq_outgoing_set_key(MsgqOutgoing *out, int i, Datum key);
+extern void msgq_outgoing_set_group_key(MsgqOutgoing *out, int i, text *key);
 extern void msgq_outgoing_choose(MsgqOutgoing *chosen, const MsgqOutgoing *out,
 								 const int *which, int n);
 extern TimestampTz msgq_outgoing_expires_at(const MsgqOutgoing *out, int i);

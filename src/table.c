@@ -151,6 +151,23 @@ msgq_table_find(MsgqTable *table, Snapshot snapshot, ScanKey keys, int nkeys,
  * ---------------------------------------------------------------------------
  */
 
+/*
+ * Slots for rows that are about to be inserted.  They hold neither a buffer nor
+ * the descriptor, and so go with the current memory context: to release each of
+ * them would cost much of what it costs to insert its row.
+ */
+TupleTableSlot **
+msgq_table_slots(Relation table, int n)
+{
+	TupleDesc	descriptor = CreateTupleDescCopy(RelationGetDescr(table));
+	const TupleTableSlotOps *callbacks = table_slot_callbacks(table);
+	TupleTableSlot **slots = palloc(sizeof(TupleTableSlot *) * n);
+
+	for (int i = 0; i < n; i++)
+		slots[i] = MakeSingleTupleTableSlot(descriptor, callbacks);
+	return slots;
+}
+
 /* Stores n rows, whose slots have all columns set; not their index entries. */
 void
 msgq_table_insert_rows(Relation table, TupleTableSlot **rows, int n)

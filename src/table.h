@@ -37,6 +37,7 @@ extern MsgqTable *msgq_table_open(Relation table, int ncolumns, int nrequired,
 extern void msgq_table_close(MsgqTable *table, LOCKMODE unlock);
 extern void msgq_table_insert(MsgqTable *table, const Datum *values,
 							  const bool *is_null);
+extern TupleTableSlot **msgq_table_slots(Relation table, int n);
 extern void msgq_table_insert_rows(Relation table, TupleTableSlot **rows,
 								   int n);
 extern Relation msgq_open_primary_key(Relation table);
