@@ -60,6 +60,11 @@ OBJS = \
 	src/route.o \
 	src/destination.o \
 	src/publish.o \
+	src/target.o \
+	src/rowjson.o \
+	src/outbox.o \
+	src/capture.o \
+	src/captureadmin.o \
 	src/retained.o \
 	src/request.o \
 	src/wakeup.o \
@@ -82,6 +87,7 @@ SQL_PARTS = \
 	src/sql/views.sql \
 	src/sql/streams.sql \
 	src/sql/topics.sql \
+	src/sql/capture.sql \
 	src/sql/operation.sql \
 	src/sql/rights.sql
 

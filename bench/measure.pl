@@ -40,10 +40,11 @@ my @QUEUE_CASES = qw(send send_key consume batch send_batch clients held_snapsho
   latency wakeups held_queue);
 my @STREAM_CASES = qw(append append_batch read append_latency groups held_stream lag);
 my @TOPIC_CASES  = qw(publish request);
-my @CASES        = (@QUEUE_CASES, @STREAM_CASES, @TOPIC_CASES);
+my @CAPTURE_CASES = qw(capture capture_bulk);
+my @CASES        = (@QUEUE_CASES, @STREAM_CASES, @TOPIC_CASES, @CAPTURE_CASES);
 # nothing to compare with
 my @MSGQ_ONLY = qw(send_key latency wakeups held_queue append_latency groups held_stream lag
-  publish request);
+  publish request capture capture_bulk);
 
 our $BATCH  = 100;
 my $TIMEOUT = "interval '30 s'";
@@ -55,7 +56,8 @@ GetOptions(\%opt, 'work=s', 'case=s@', 'rounds=i', 'load=i', 'poll-interval=s', 
 	'profile', 'baselines')
   or exit 1;
 @{ $opt{case} } = @CASES unless @{ $opt{case} };
-my %GROUP = (queues => \@QUEUE_CASES, streams => \@STREAM_CASES, topics => \@TOPIC_CASES);
+my %GROUP = (queues => \@QUEUE_CASES, streams => \@STREAM_CASES, topics => \@TOPIC_CASES,
+	captures => \@CAPTURE_CASES);
 @{ $opt{case} } = map { $GROUP{$_} ? @{ $GROUP{$_} } : $_ } @{ $opt{case} };
 for my $case (@{ $opt{case} })
 {
@@ -121,6 +123,7 @@ $here = './' if $here eq '';
 require "${here}waiting.pl";
 require "${here}streams.pl";
 require "${here}topics.pl";
+require "${here}capture.pl";
 
 # ---------------------------------------------------------------------------
 # The sides
@@ -810,6 +813,7 @@ my %CASE = (
 	held_queue    => \&held_queue,
 	stream_cases(),
 	topic_cases(),
+	capture_cases(),
 );
 
 # ---------------------------------------------------------------------------

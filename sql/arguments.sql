@@ -95,7 +95,11 @@ INSERT INTO call VALUES
 	('publish_bytes', ARRAY['''topic''', '''key''', '''\x01''', 'NULL', 'NULL', 'NULL', '0', 'NULL', 'NULL', 'NULL']),
 	('topic_matches', ARRAY['''a''', '''a''', '''amqp''']),
 	('route', ARRAY['''topic''', '''key''', 'NULL']),
+	('capture', ARRAY['''args_captured''', '''args''', '''{insert}''', 'NULL', 'NULL', 'NULL']),
+	('uncapture', ARRAY['''args_captured''', '''args''']),
+	('create_outbox', ARRAY['''args_outbox''', '''topic''']),
 	('reply', ARRAY['''args''', '''6ba7b810-9dad-11d1-80b4-00c04fd430c8''', '''1''']);
+CREATE TABLE args_captured (id int);
 -- Each function stands here, with as many arguments as it has.
 SELECT proname, pronargs FROM pg_proc LEFT JOIN call ON name = proname
 WHERE pronamespace = 'msgq'::regnamespace AND pronargs IS DISTINCT FROM cardinality(arguments)

@@ -126,8 +126,18 @@ INSERT INTO call (name, arguments) VALUES
 	('publish_bytes', $$'rights topic', 'k', '\x01'$$),
 	('route', $$'rights topic', 'k'$$),
 	('reply', $$'rights', '6ba7b810-9dad-11d1-80b4-00c04fd430c8', '1'$$),
+	('capture', $$'rights_item', 'rights'$$),
+	('capture', $$'rights_item', 'rights stream'$$),
+	('capture', $$'rights_item', 'rights topic'$$),
+	('uncapture', $$'rights_item', 'rights'$$),
+	('create_outbox', $$'rights_tables.outbox', 'rights topic'$$),
 	('grant', $$'rights topic', 'regress_msgq_none', 'send'$$),
 	('revoke', $$'rights topic', 'regress_msgq_send', 'send'$$);
+-- Of capture, the rights on the table are all there (sql/capture.sql has those).
+CREATE TABLE rights_item (id int);
+GRANT SELECT, TRIGGER ON rights_item TO PUBLIC;
+CREATE SCHEMA rights_tables;
+GRANT ALL ON SCHEMA rights_tables TO PUBLIC;
 -- All but what lies behind the views, which follow below, and procedures; and
 -- commit, which needs a receipt.
 SELECT proname FROM pg_proc WHERE pronamespace = 'msgq'::regnamespace
@@ -424,6 +434,8 @@ DROP TABLE :squat;
 SELECT msgq.drop_queue('rights');
 SELECT msgq.drop_stream('rights stream');
 SELECT msgq.drop_topic('rights topic'), msgq.drop_topic('rights other topic');
+DROP TABLE rights_item;
+DROP SCHEMA rights_tables;
 REVOKE CREATE ON SCHEMA msgq FROM regress_msgq_owner, regress_msgq_none;
 DROP ROLE regress_msgq_owner, regress_msgq_none, regress_msgq_peek, regress_msgq_send, regress_msgq_receive,
 	regress_msgq_manage, regress_msgq_admin, regress_msgq_all, regress_msgq_super, regress_msgq_group,

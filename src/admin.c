@@ -33,6 +33,7 @@
 
 #include "admin.h"
 #include "argument.h"
+#include "capture.h"
 #include "owner.h"
 #include "queue.h"
 #include "ring.h"
@@ -709,6 +710,7 @@ msgq_drop_queue(PG_FUNCTION_ARGS)
 		!has_privs_of_role(GetUserId(), msgq_storage_owner()))
 		queue = msgq_queue_get(name, MSGQ_RIGHT_ADMIN);
 	refuse_used_dead_letter_queue(name);
+	msgq_capture_refuse_drop(queue->id, "queue", name);
 	drop(queue);
 	drop_partner(queue);
 	PG_RETURN_BOOL(true);

@@ -12,6 +12,8 @@
 
 #include "access/genam.h"
 #include "access/tableam.h"
+#include "catalog/pg_attribute.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_namespace.h"
 #include "executor/executor.h"
 #include "pgstat.h"
@@ -84,6 +86,21 @@ msgq_schema_aclcheck(Oid schema, Oid role, AclMode mode)
 	return pg_namespace_aclcheck(schema, role, mode);
 #endif
 }
+
+static inline bool
+msgq_owns_table(Oid table, Oid role)
+{
+#if PG_VERSION_NUM >= 160000
+	return object_ownercheck(RelationRelationId, table, role);
+#else
+	return pg_class_ownercheck(table, role);
+#endif
+}
+
+/* 18 has generated columns that are not stored, and that no trigger sees. */
+#ifndef ATTRIBUTE_GENERATED_VIRTUAL
+#define ATTRIBUTE_GENERATED_VIRTUAL	'v'
+#endif
 
 /* Intervals can be infinite since 17. */
 static inline bool

@@ -30,6 +30,7 @@
 #include "utils/guc.h"
 #include "utils/memutils.h"
 
+#include "capture.h"
 #include "frontier.h"
 #include "poison.h"
 #include "queue.h"
@@ -173,4 +174,5 @@ _PG_init(void)
 	RegisterSubXactCallback(subtransaction_callback, NULL);
 	msgq_queue_init();
 	msgq_topic_init();
+	msgq_capture_init();
 }

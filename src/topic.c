@@ -228,6 +228,23 @@ find_target(const Reading *reading, MsgqTarget *target)
 	return false;
 }
 
+/*
+ * What has this number: a queue, a stream or a topic, with its name; false if it
+ * has gone.
+ */
+bool
+msgq_target_find(int32 id, MsgqTarget *target)
+{
+	Reading		reading = {0};
+	bool		found;
+
+	target->id = id;
+	reading.snapshot = RegisterSnapshot(GetLatestSnapshot());
+	found = find_target(&reading, target);
+	UnregisterSnapshot(reading.snapshot);
+	return found;
+}
+
 /* Bindings of a topic, as they are being read. */
 typedef struct BindingList
 {

@@ -139,6 +139,7 @@ msgq_topic_syntax(const MsgqTopic *topic)
 extern void msgq_topic_init(void);
 extern void msgq_topic_changed(int32 topic_id);
 extern void msgq_target_changed(int32 target_id);
+extern bool msgq_target_find(int32 id, MsgqTarget *target);
 extern void msgq_topic_forget_all(void);
 extern MsgqTopic *msgq_topic_find(const char *name);
 extern MsgqTopic *msgq_topic_get(const char *name, AclMode right);

@@ -33,11 +33,12 @@
 
 #include "admin.h"
 #include "argument.h"
+#include "capture.h"
 #include "owner.h"
 #include "retained.h"
 #include "route.h"
 #include "settings.h"
-#include "stream.h"
+#include "target.h"
 #include "topic.h"
 
 /* How many messages a topic retains, unless msgq.alter_topic() says otherwise. */
@@ -458,6 +459,7 @@ msgq_drop_topic(PG_FUNCTION_ARGS)
 		topic = msgq_topic_get(name, MSGQ_RIGHT_ADMIN);
 	lock_quiet_topic(topic, AccessExclusiveLock);
 	refuse_used_alternate(topic->id, name);
+	msgq_capture_refuse_drop(topic->id, "topic", name);
 	drop_storage(topic);
 	PG_RETURN_BOOL(true);
 }
@@ -487,35 +489,6 @@ static const Oid bind_types[] = {
 	"topic_id = $1 AND target_id = $2 AND pattern = $3 " \
 	"AND header_match IS NOT DISTINCT FROM $4 " \
 	"AND filter::text IS NOT DISTINCT FROM $5::text "
-
-/* What the target is, to which the caller needs the right. */
-static void
-find_target(BindCall *call, AclMode right)
-{
-	const char *name = call->target_name;
-	MsgqTarget *target = &call->target;
-
-	namestrcpy(&target->name, name);
-	if (msgq_stream_find(name))
-	{
-		target->kind = MSGQ_TARGET_STREAM;
-		target->id = msgq_stream_get(name, right)->id;
-	}
-	else if (msgq_topic_find(name))
-	{
-		target->kind = MSGQ_TARGET_TOPIC;
-		target->id = msgq_topic_get(name, right)->id;
-	}
-	else if (msgq_queue_find(name))
-	{
-		target->kind = MSGQ_TARGET_QUEUE;
-		target->id = msgq_queue_get(name, right)->id;
-	}
-	else
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("there is no queue, stream or topic \"%s\"", name)));
-}
 
 static BindCall
 bind_arguments(FunctionCallInfo fcinfo)
@@ -667,7 +640,7 @@ lock_for_binding(BindCall *call, bool retained)
 	else
 		msgq_lock_metadata();
 	call->topic = msgq_topic_get(call->topic_name, MSGQ_RIGHT_RECEIVE);
-	find_target(call, MSGQ_RIGHT_SEND);
+	msgq_target_get(call->target_name, MSGQ_RIGHT_SEND, &call->target);
 }
 
 /* bind(topic, target, pattern, header_match, filter, retained) */
@@ -706,11 +679,11 @@ check_may_unbind(BindCall *call)
 	call->topic = msgq_topic_get(call->topic_name, MSGQ_RIGHT_NONE);
 	if (msgq_has_right(call->topic->handle, MSGQ_RIGHT_MANAGE, &is_missing))
 	{
-		find_target(call, MSGQ_RIGHT_NONE);
+		msgq_target_get(call->target_name, MSGQ_RIGHT_NONE, &call->target);
 		return;
 	}
 	call->topic = msgq_topic_get(call->topic_name, MSGQ_RIGHT_RECEIVE);
-	find_target(call, MSGQ_RIGHT_SEND);
+	msgq_target_get(call->target_name, MSGQ_RIGHT_SEND, &call->target);
 }
 
 /* unbind(topic, target, pattern, header_match, filter) */

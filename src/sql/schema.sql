@@ -245,6 +245,30 @@ COMMENT ON TABLE msgq.binding IS
 'what the topics send where; written by msgq.bind and msgq.unbind only; read msgq.bindings instead';
 
 /*
+ * Captures of users' tables.  src/capture.h mirrors the attribute numbers.  The
+ * triggers of capture n are named msgq_capture_<n>_*; which columns are captured,
+ * and which one is the key, stands in the column lists of two of them
+ * (src/capture.c).  kind outbox: rows that are inserted are messages already.
+ */
+CREATE SEQUENCE msgq.capture_id AS int CACHE 1;
+
+CREATE TABLE msgq.capture (
+	id int NOT NULL PRIMARY KEY,
+	relation regclass NOT NULL,
+	destination_id int NOT NULL,
+	kind text COLLATE "C" NOT NULL CHECK (kind IN ('changes', 'outbox')),
+	events text[] COLLATE "C" NOT NULL,
+	has_columns boolean NOT NULL,
+	has_key boolean NOT NULL,
+	filter jsonpath,
+	created_at timestamptz NOT NULL,
+	UNIQUE (relation, destination_id)
+);
+
+COMMENT ON TABLE msgq.capture IS
+'which tables'' changes go where; written by msgq.capture and msgq.uncapture only; read msgq.captures instead';
+
+/*
  * Replies to requests that nobody has fetched yet (src/request.c).  They are
  * for sessions that wait for them, and no dump has any.
  */
@@ -280,3 +304,5 @@ SELECT pg_catalog.pg_extension_config_dump('msgq.stream_group', '');
 SELECT pg_catalog.pg_extension_config_dump('msgq.topic', '');
 SELECT pg_catalog.pg_extension_config_dump('msgq.binding_id', '');
 SELECT pg_catalog.pg_extension_config_dump('msgq.binding', '');
+SELECT pg_catalog.pg_extension_config_dump('msgq.capture_id', '');
+SELECT pg_catalog.pg_extension_config_dump('msgq.capture', '');

@@ -122,6 +122,16 @@ $session->safe(
 	SELECT msgq.grant('plain', 'Strange "role"', 'admin');
 	SELECT msgq.revoke('plain', 'Strange "role"', 'admin');
 	SELECT msgq.grant('100% %s %n %I', 'Strange "role"', 'manage');
+	CREATE TABLE captured (gone int, id int, name text, secret text);
+	ALTER TABLE captured DROP gone;
+	SELECT msgq.create_topic('changes', on_unroutable => 'drop');
+	SELECT msgq.create_queue('changed', dead_letter_queue => '');
+	SELECT msgq.bind('changes', 'changed');
+	SELECT msgq.capture('captured', 'changed', columns => '{name,id}', key => 'id',
+		filter => '$.body.new.id < 10');
+	ALTER TABLE captured RENAME name TO title;
+	SELECT msgq.create_outbox('outbox', 'changes');
+	INSERT INTO captured VALUES (1, 'before', 's'), (10, 'never', 's');
 	SET ROLE maker;
 	SELECT msgq.create_queue('made');
 	SELECT msgq.send('made', '1');
@@ -293,6 +303,14 @@ foreach my $restored (@restored)
 		SELECT msgq.archive('archived', receipt) FROM msgq.receive('archived')});
 	is($s->safe(q{SELECT count(*) FROM msgq.archived('archived')}),
 		'2', "$dbname: more can be archived");
+
+	is( $s->safe(
+			q{UPDATE captured SET title = 'after';
+			INSERT INTO outbox VALUES (DEFAULT, 'order', '7', 'Paid', '1');
+			SELECT group_key, coalesce(body->'new', body) FROM msgq.pop('changed', 10)
+			ORDER BY id}),
+		qq{1|{"id": 1, "title": "before"}\n1|{"id": 1, "title": "after"}\n7|1},
+		"$dbname: tables are captured as before, and nothing was by the restore");
 
 	# Ids go on.
 	my $last = $s->safe("SELECT max(id) FROM msgq.q$id");

@@ -1,0 +1,617 @@
+/*
+ * capture.c
+ *		Sends the changes of a table as messages, in the change's own
+ *		transaction.
+ *
+ * msgq.capture() (captureadmin.c) makes triggers that call the function of this
+ * file, and a row of msgq.capture that says where the changes go.  The row is
+ * what counts: whoever may make triggers can make one that calls the function,
+ * but it does only what somebody was allowed to, for the table for which he was.
+ *
+ * A plain table has a trigger for each kind of statement, which fires once when
+ * the statement is over, and finds all changed rows in transition tables.  A
+ * statement changes the old and the new version of a row in both of them at the
+ * same place.  The messages go out in chunks.
+ *
+ * A table that is partitioned, or is part of another one, can be changed by
+ * statements that name another table.  So it has a trigger for rows, which sends
+ * one message each time.  A plain table cannot become part of another one while
+ * it is captured: PostgreSQL refuses that because of the trigger "guard".
+ *
+ * Which columns are captured, and which one is the key, is told by the column
+ * lists of two triggers that never fire.  So it follows when a column is
+ * renamed, a dump has it, and a column of them is not dropped by accident.  If
+ * one of them has gone all the same (DROP ... CASCADE), changes of the table
+ * fail: to guess would send what nobody has chosen.
+ *
+ * The messages are sent with whatever rights the user has who changes the table:
+ * who made the capture had the right to send, and to read the table.  All that
+ * sending can raise (the queue is full or paused, a row is too large) fails the
+ * statement.
+ *
+ * src/capture.c
+ */
+#include "msgq.h"
+
+#include "access/genam.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/partition.h"
+#include "catalog/pg_type.h"
+#include "commands/trigger.h"
+#include "executor/executor.h"
+#include "utils/builtins.h"
+#include "utils/catcache.h"
+#include "utils/datetime.h"
+#include "utils/fmgroids.h"
+#include "utils/inval.h"
+#include "utils/json.h"
+#include "utils/jsonpath.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "capture.h"
+#include "filter.h"
+#include "message.h"
+#include "outbox.h"
+#include "queue.h"
+#include "rowjson.h"
+#include "target.h"
+#include "testing.h"
+
+/* Messages, and bytes of their bodies, that are sent at once. */
+#define CHUNK_ROWS			500
+#define CHUNK_BYTES			(1024 * 1024)
+
+/* ---------------------------------------------------------------------------
+ * What is to be captured
+ * ---------------------------------------------------------------------------
+ */
+
+/* A row of msgq.capture, in the cache. */
+typedef struct Capture
+{
+	int32		id;				/* hash key */
+	uint64		generation;		/* when it was read */
+	Oid			relation;
+	MsgqTarget	target;
+	bool		is_outbox;
+	bool		has_columns;	/* else it is all of them */
+	bool		has_key;
+	JsonPath   *filter;			/* or NULL */
+} Capture;
+
+static HTAB *cache = NULL;
+
+/* What was read in another generation is read again. */
+static uint64 generation = 1;
+static Oid	capture_table = InvalidOid;
+
+static void
+invalidation_callback(Datum arg, Oid relation)
+{
+	if (relation == InvalidOid || relation == capture_table)
+		generation++;
+}
+
+/* Once per backend, from _PG_init. */
+void
+msgq_capture_init(void)
+{
+	CacheRegisterRelcacheCallback(invalidation_callback, (Datum) 0);
+}
+
+static void
+create_cache(void)
+{
+	HASHCTL		control = {
+		.keysize = sizeof(int32),
+		.entrysize = sizeof(Capture),
+	};
+
+	if (CacheMemoryContext == NULL)
+		CreateCacheMemoryContext();
+	control.hcxt = CacheMemoryContext;
+	cache = hash_create("msgq captures", 32, &control,
+						HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+}
+
+/* False if there is no such row. */
+static bool
+read_capture(Capture *capture)
+{
+	Relation	table;
+	SysScanDesc scan;
+	ScanKeyData key;
+	HeapTuple	row;
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	Datum		values[Natts_capture];
+	bool		nulls[Natts_capture];
+
+	capture_table = msgq_relation_oid("capture");
+	table = table_open(capture_table, AccessShareLock);
+	ScanKeyInit(&key, Anum_capture_id, BTEqualStrategyNumber, F_INT4EQ,
+				Int32GetDatum(capture->id));
+	scan = systable_beginscan(table, msgq_relation_oid("capture_pkey"), true,
+							  snapshot, 1, &key);
+	row = systable_getnext(scan);
+	if (HeapTupleIsValid(row))
+	{
+		heap_deform_tuple(row, RelationGetDescr(table), values, nulls);
+		capture->relation = DatumGetObjectId(values[Anum_capture_relation - 1]);
+		capture->target.id = DatumGetInt32(values[Anum_capture_destination_id - 1]);
+		capture->is_outbox =
+			strcmp(TextDatumGetCString(values[Anum_capture_kind - 1]), "outbox") == 0;
+		capture->has_columns = DatumGetBool(values[Anum_capture_has_columns - 1]);
+		capture->has_key = DatumGetBool(values[Anum_capture_has_key - 1]);
+		if (!nulls[Anum_capture_filter - 1])
+		{
+			MemoryContext before = MemoryContextSwitchTo(CacheMemoryContext);
+
+			capture->filter = DatumGetJsonPathPCopy(values[Anum_capture_filter - 1]);
+			MemoryContextSwitchTo(before);
+		}
+	}
+	systable_endscan(scan);
+	table_close(table, AccessShareLock);
+	UnregisterSnapshot(snapshot);
+	return HeapTupleIsValid(row) && msgq_target_find(capture->target.id,
+													 &capture->target);
+}
+
+/* The capture with this number, as it is cached; NULL if there is none. */
+static const Capture *
+find_capture(int32 id)
+{
+	Capture		read = {.id = id,.generation = generation};
+	Capture    *capture;
+	bool		found;
+
+	if (cache == NULL)
+		create_cache();
+	capture = hash_search(cache, &id, HASH_FIND, NULL);
+	if (capture && capture->generation == generation)
+		return capture;
+	if (capture && capture->filter)
+		pfree(capture->filter);
+	if (capture)
+		(void) hash_search(cache, &id, HASH_REMOVE, NULL);
+	if (!read_capture(&read))
+		return NULL;
+	capture = hash_search(cache, &id, HASH_ENTER, &found);
+	*capture = read;
+	return capture;
+}
+
+/* Is it this table, or a partition of it? */
+static bool
+is_captured(const Capture *capture, Relation relation)
+{
+	return capture->relation == RelationGetRelid(relation) ||
+		(relation->rd_rel->relispartition &&
+		 list_member_oid(get_partition_ancestors(RelationGetRelid(relation)),
+						 capture->relation));
+}
+
+/*
+ * What this trigger captures, a copy: what is cached can go while we send.
+ * Raises 55000 if it captures nothing: somebody
+ * made it by hand, or restored it from a part of a dump.
+ */
+static Capture
+capture_of(const TriggerData *trigger)
+{
+	const Trigger *definition = trigger->tg_trigger;
+	const Capture *capture = definition->tgnargs != 1 ? NULL :
+	find_capture(pg_strtoint32(definition->tgargs[0]));
+	Capture		copy;
+
+	if (capture == NULL || !is_captured(capture, trigger->tg_relation))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("trigger \"%s\" of table \"%s\" captures nothing",
+						definition->tgname,
+						RelationGetRelationName(trigger->tg_relation)),
+				 errdetail("No capture of this table has that number."),
+				 errhint("Drop the trigger, and call msgq.capture().")));
+	copy = *capture;
+	if (copy.filter)
+	{
+		copy.filter = palloc(VARSIZE(capture->filter));
+		memcpy(copy.filter, capture->filter, VARSIZE(capture->filter));
+	}
+	return copy;
+}
+
+/* ---------------------------------------------------------------------------
+ * One firing of a trigger
+ * ---------------------------------------------------------------------------
+ */
+
+typedef struct Firing
+{
+	TriggerData *trigger;
+	Capture		capture;
+	const char *operation;
+	char	   *table;			/* that is captured, qualified */
+	char	   *routing_key;
+	char		at[MAXDATELEN + 1];
+	MsgqRowShape shape;			/* of the captured columns */
+	bool	   *unchanged;		/* of each of these */
+	JsonbValue *old_values;
+	JsonbValue *new_values;
+	AttrNumber	key;			/* 0: none */
+	FmgrInfo	key_output;
+	MsgqOutboxShape *outbox;	/* if it is one */
+
+	/* the chunk */
+	MemoryContext context;
+	MsgqOutgoing messages;
+	Datum	   *routing_keys;
+	Size		bytes;
+} Firing;
+
+/*
+ * The column list of a trigger of this capture that never fires; raises 55000
+ * if that has gone.
+ */
+static const Trigger *
+find_list(const Firing *firing, const char *suffix)
+{
+	Relation	relation = firing->trigger->tg_relation;
+	const TriggerDesc *triggers = relation->trigdesc;
+	char	   *name = psprintf(MSGQ_CAPTURE_TRIGGER "_%s", firing->capture.id,
+								suffix);
+
+	for (int i = 0; i < triggers->numtriggers; i++)
+	{
+		if (strcmp(triggers->triggers[i].tgname, name) == 0 &&
+			triggers->triggers[i].tgnattr > 0)
+			return &triggers->triggers[i];
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("table \"%s\" is captured, but which columns is not known any more",
+					RelationGetRelationName(relation)),
+			 errdetail("Trigger \"%s\" has been dropped, maybe with a column.", name),
+			 errhint("Call msgq.uncapture(), and msgq.capture() anew.")));
+	return NULL;
+}
+
+static const char *
+operation_of(TriggerEvent event)
+{
+	if (TRIGGER_FIRED_BY_INSERT(event))
+		return "insert";
+	if (TRIGGER_FIRED_BY_UPDATE(event))
+		return "update";
+	return TRIGGER_FIRED_BY_DELETE(event) ? "delete" : "truncate";
+}
+
+static void
+describe_columns(Firing *firing)
+{
+	TupleDesc	descriptor = RelationGetDescr(firing->trigger->tg_relation);
+	const Capture *capture = &firing->capture;
+	Oid			output;
+	bool		is_varlena;
+
+	if (capture->has_columns)
+	{
+		const Trigger *list = find_list(firing, MSGQ_CAPTURE_COLUMNS);
+
+		firing->shape = msgq_row_shape(descriptor, list->tgattr, list->tgnattr);
+	}
+	else
+		firing->shape = msgq_row_shape(descriptor, NULL, 0);
+	firing->unchanged = palloc(sizeof(bool) * firing->shape.n);
+	firing->old_values = palloc(sizeof(JsonbValue) * firing->shape.n);
+	firing->new_values = palloc(sizeof(JsonbValue) * firing->shape.n);
+	if (!capture->has_key)
+		return;
+	firing->key = find_list(firing, MSGQ_CAPTURE_KEY)->tgattr[0];
+	getTypeOutputInfo(TupleDescAttr(descriptor, firing->key - 1)->atttypid,
+					  &output, &is_varlena);
+	fmgr_info(output, &firing->key_output);
+}
+
+/* A new chunk, in its own memory context. */
+static void
+begin_chunk(Firing *firing)
+{
+	MemoryContext before;
+
+	MemoryContextReset(firing->context);
+	before = MemoryContextSwitchTo(firing->context);
+	msgq_outgoing_init(&firing->messages, CHUNK_ROWS, Anum_segment_body);
+	firing->messages.n = 0;
+	firing->routing_keys = palloc(sizeof(Datum) * CHUNK_ROWS);
+	firing->bytes = 0;
+	MemoryContextSwitchTo(before);
+}
+
+static void
+begin_firing(Firing *firing, TriggerData *trigger)
+{
+	const Capture *capture = &firing->capture;
+
+	firing->trigger = trigger;
+	firing->capture = capture_of(trigger);
+	firing->operation = operation_of(trigger->tg_event);
+	firing->table = psprintf("%s.%s",
+							 get_namespace_name(get_rel_namespace(capture->relation)),
+							 get_rel_name(capture->relation));
+	/* A stream would use it as the key of all rows. */
+	firing->routing_key = capture->target.kind != MSGQ_TARGET_TOPIC ? pstrdup("") :
+		psprintf("%s.%s", firing->table, firing->operation);
+	JsonEncodeDateTime(firing->at, TimestampTzGetDatum(msgq_now()), TIMESTAMPTZOID,
+					   NULL);
+	if (capture->is_outbox)
+		firing->outbox = msgq_outbox_shape(trigger->tg_relation);
+	else
+		describe_columns(firing);
+	firing->context = AllocSetContextCreate(CurrentMemoryContext, "msgq capture",
+											ALLOCSET_DEFAULT_SIZES);
+	begin_chunk(firing);
+}
+
+/* Sends the chunk. */
+static void
+send_chunk(Firing *firing)
+{
+	MemoryContext before = MemoryContextSwitchTo(firing->context);
+	NameData	name = firing->capture.target.name;
+
+	if (firing->messages.n > 0 &&
+		!msgq_target_send("msgq.capture()", &firing->capture.target,
+						  &firing->messages, firing->routing_keys))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("where the changes of table \"%s\" go to has been dropped",
+						firing->table),
+				 errhint("Drop the triggers \"" MSGQ_CAPTURE_TRIGGER "_*\" of the table.",
+						 firing->capture.id)));
+	/* It has another name now, and what is cached is old. */
+	if (namestrcmp(&name, NameStr(firing->capture.target.name)) != 0)
+		generation++;
+	MemoryContextSwitchTo(before);
+}
+
+/* ---------------------------------------------------------------------------
+ * Changes
+ * ---------------------------------------------------------------------------
+ */
+
+/* Which columns are left out, since they lie out of line and are the same. */
+static void
+push_unchanged(JsonbParseState **state, const Firing *firing)
+{
+	msgq_push_text(state, WJB_KEY, "unchanged");
+	pushJsonbValue(state, WJB_BEGIN_ARRAY, NULL);
+	for (int i = 0; i < firing->shape.n; i++)
+	{
+		if (firing->unchanged[i])
+			msgq_push_text(state, WJB_ELEM, firing->shape.columns[i].name);
+	}
+	pushJsonbValue(state, WJB_END_ARRAY, NULL);
+}
+
+/* {"op", "table", "old", "new", "at"}, and "unchanged" if there are any. */
+static Datum
+body_of(Firing *firing, TupleTableSlot *old_row, TupleTableSlot *new_row)
+{
+	JsonbParseState *state = NULL;
+	bool		any_unchanged = old_row && new_row &&
+	msgq_row_find_unchanged(&firing->shape, old_row, new_row, firing->unchanged);
+	const bool *left_out = any_unchanged ? firing->unchanged : NULL;
+	JsonbValue *old_values = old_row ? firing->old_values : NULL;
+	JsonbValue *new_values = new_row ? firing->new_values : NULL;
+
+	if (old_row)
+		msgq_row_convert(&firing->shape, old_row, NULL, NULL, left_out, old_values);
+	if (new_row)
+		msgq_row_convert(&firing->shape, new_row, old_row, old_values, left_out,
+						 new_values);
+	/* In the order in which an object is stored. */
+	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	msgq_push_text(&state, WJB_KEY, "at");
+	msgq_push_text(&state, WJB_VALUE, firing->at);
+	msgq_push_text(&state, WJB_KEY, "op");
+	msgq_push_text(&state, WJB_VALUE, firing->operation);
+	msgq_push_text(&state, WJB_KEY, "new");
+	msgq_row_push(&state, &firing->shape, new_values, left_out);
+	msgq_push_text(&state, WJB_KEY, "old");
+	msgq_row_push(&state, &firing->shape, old_values, left_out);
+	msgq_push_text(&state, WJB_KEY, "table");
+	msgq_push_text(&state, WJB_VALUE, firing->table);
+	if (any_unchanged)
+		push_unchanged(&state, firing);
+	return JsonbPGetDatum(JsonbValueToJsonb(pushJsonbValue(&state,
+														   WJB_END_OBJECT, NULL)));
+}
+
+/* The key of a row; NULL if it has none. */
+static text *
+key_of(Firing *firing, TupleTableSlot *row)
+{
+	Datum		value;
+	bool		is_null;
+	char	   *key;
+
+	if (firing->key == 0 || row == NULL)
+		return NULL;
+	value = slot_getattr(row, firing->key, &is_null);
+	if (is_null)
+		return NULL;
+	key = OutputFunctionCall(&firing->key_output, value);
+	return key[0] == '\0' ? NULL : cstring_to_text(key);
+}
+
+/* Adds a change to the chunk, unless the filter declines it. */
+static void
+add_change(Firing *firing, TupleTableSlot *old_row, TupleTableSlot *new_row)
+{
+	MsgqOutgoing *messages = &firing->messages;
+	int			i = messages->n;
+	JsonPath   *filter = firing->capture.filter;
+	text	   *key = key_of(firing, new_row ? new_row : old_row);
+
+	messages->contents[i] = body_of(firing, old_row, new_row);
+	if (filter && !msgq_filter_passes(filter, msgq_filter_input(NULL,
+																&messages->contents[i])))
+		return;
+	if (key)
+		msgq_outgoing_set_group_key(messages, i, key);
+	firing->routing_keys[i] = CStringGetTextDatum(firing->routing_key);
+	messages->n++;
+}
+
+/* Adds a row; a row that is not there is NULL. */
+static void
+add_row(Firing *firing, TupleTableSlot *old_row, TupleTableSlot *new_row)
+{
+	MemoryContext before = MemoryContextSwitchTo(firing->context);
+	int			i = firing->messages.n;
+
+	if (firing->outbox)
+		msgq_outbox_add(firing->outbox, new_row, &firing->messages,
+						&firing->routing_keys[i]);
+	else
+		add_change(firing, old_row, new_row);
+	if (firing->messages.n > i)
+		firing->bytes += VARSIZE_ANY(DatumGetPointer(firing->messages.contents[i]));
+	MemoryContextSwitchTo(before);
+	if (firing->messages.n == CHUNK_ROWS || firing->bytes >= CHUNK_BYTES)
+	{
+		send_chunk(firing);
+		begin_chunk(firing);
+	}
+}
+
+/* ---------------------------------------------------------------------------
+ * Transition tables
+ * ---------------------------------------------------------------------------
+ */
+
+/* One of them, which others read too, as it is read by us. */
+typedef struct TransitionTable
+{
+	Tuplestorestate *rows;		/* NULL: the statement has none */
+	int			pointer;
+	TupleTableSlot *row;
+} TransitionTable;
+
+static TransitionTable
+open_transition_table(Tuplestorestate *rows, Relation relation)
+{
+	TransitionTable table = {.rows = rows};
+
+	if (rows == NULL)
+		return table;
+	table.pointer = tuplestore_alloc_read_pointer(rows, EXEC_FLAG_REWIND);
+	tuplestore_select_read_pointer(rows, table.pointer);
+	tuplestore_rescan(rows);
+	table.row = MakeSingleTupleTableSlot(RelationGetDescr(relation),
+										 &TTSOpsMinimalTuple);
+	return table;
+}
+
+static bool
+next_row(TransitionTable *table)
+{
+	tuplestore_select_read_pointer(table->rows, table->pointer);
+	return tuplestore_gettupleslot(table->rows, true, false, table->row);
+}
+
+static void
+close_transition_table(TransitionTable *table)
+{
+	if (table->row)
+		ExecDropSingleTupleTableSlot(table->row);
+}
+
+static void
+add_statement(Firing *firing)
+{
+	TriggerData *trigger = firing->trigger;
+	TransitionTable old_rows =
+	open_transition_table(trigger->tg_oldtable, trigger->tg_relation);
+	TransitionTable new_rows =
+	open_transition_table(trigger->tg_newtable, trigger->tg_relation);
+	TransitionTable *first = new_rows.rows ? &new_rows : &old_rows;
+
+	while (next_row(first))
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (first == &new_rows && old_rows.rows && !next_row(&old_rows))
+			elog(ERROR, "transition tables of \"%s\" do not fit each other",
+				 firing->table);
+		add_row(firing, old_rows.row, new_rows.row);
+	}
+	close_transition_table(&old_rows);
+	close_transition_table(&new_rows);
+}
+
+/* ---------------------------------------------------------------------------
+ * The trigger function
+ * ---------------------------------------------------------------------------
+ */
+
+/* Tells whoever changes the table why sending has to do with it. */
+static void
+firing_context(void *arg)
+{
+	const Firing *firing = arg;
+
+	errcontext("capture of table \"%s\" to \"%s\"", firing->table,
+			   NameStr(firing->capture.target.name));
+}
+
+static void
+fire(Firing *firing)
+{
+	TriggerData *trigger = firing->trigger;
+	TupleTableSlot *row = trigger->tg_trigslot;
+
+	if (TRIGGER_FIRED_BY_TRUNCATE(trigger->tg_event))
+		add_row(firing, NULL, NULL);
+	else if (TRIGGER_FIRED_FOR_STATEMENT(trigger->tg_event))
+		add_statement(firing);
+	else if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
+		add_row(firing, NULL, row);
+	else if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
+		add_row(firing, row, trigger->tg_newslot);
+	else
+		add_row(firing, row, NULL);
+	send_chunk(firing);
+}
+
+/* capture_changes(), a trigger function with the capture's number as argument */
+PG_FUNCTION_INFO_V1(msgq_capture_changes);
+Datum
+msgq_capture_changes(PG_FUNCTION_ARGS)
+{
+	Firing		firing = {0};
+	ErrorContextCallback context = {
+		.previous = error_context_stack,
+		.callback = firing_context,
+		.arg = &firing
+	};
+
+	if (!CALLED_AS_TRIGGER(fcinfo) ||
+		!TRIGGER_FIRED_AFTER(((TriggerData *) fcinfo->context)->tg_event))
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("msgq.capture_changes() can only be called as an AFTER trigger"),
+				 errhint("Call msgq.capture() to make it.")));
+	begin_firing(&firing, (TriggerData *) fcinfo->context);
+	error_context_stack = &context;
+	fire(&firing);
+	error_context_stack = context.previous;
+	MemoryContextDelete(firing.context);
+	CommandCounterIncrement();
+	return PointerGetDatum(NULL);
+}
