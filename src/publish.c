@@ -30,7 +30,6 @@
 #include "access/xact.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
-#include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
 
 #include "argument.h"
@@ -93,20 +92,16 @@ routable_of(const Publishing *publishing, int i)
 static void
 add_origin(const Publishing *publishing, int i)
 {
-	MsgqOutgoing *messages = publishing->messages;
 	JsonbParseState *state = NULL;
-	Datum		origin;
 
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
 	msgq_push_text(&state, WJB_KEY, MSGQ_TOPIC_HEADER);
 	msgq_push_text(&state, WJB_VALUE, publishing->topic);
 	msgq_push_text(&state, WJB_KEY, MSGQ_ROUTING_KEY_HEADER);
 	msgq_push_text(&state, WJB_VALUE, publishing->routables[i].routing_key);
-	origin = JsonbPGetDatum(JsonbValueToJsonb(pushJsonbValue(&state,
-															 WJB_END_OBJECT, NULL)));
-	messages->headers[i] = messages->no_headers[i] ? origin :
-		DirectFunctionCall2(jsonb_concat, messages->headers[i], origin);
-	messages->no_headers[i] = false;
+	msgq_outgoing_add_headers(publishing->messages, i,
+							  JsonbPGetDatum(JsonbValueToJsonb(pushJsonbValue(&state,
+																			  WJB_END_OBJECT, NULL))));
 }
 
 static void

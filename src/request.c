@@ -247,16 +247,20 @@ typedef struct Request
 	Datum		reply;			/* in the memory context of the call */
 } Request;
 
-/* Sends the message, which expires at the deadline. */
+/*
+ * Sends the message, which expires at the deadline.  headers are the caller's,
+ * or NULL.
+ */
 static void
-send_request(Request *request, Datum body)
+send_request(Request *request, Datum body, const Datum *headers)
 {
 	MsgqOutgoing out;
 
 	msgq_outgoing_init(&out, 1, Anum_segment_body);
 	out.contents[0] = body;
-	out.headers[0] = make_header(&request->to);
-	out.no_headers[0] = false;
+	if (headers)
+		msgq_outgoing_set_headers(&out, 0, *headers);
+	msgq_outgoing_add_headers(&out, 0, make_header(&request->to));
 	out.expires_at = &request->to.deadline;
 	msgq_outgoing_send("msgq.request()", request->queue, &out,
 					   &request->message_id);
@@ -391,7 +395,7 @@ call_result(FunctionCallInfo fcinfo, Datum value)
 	return HeapTupleGetDatum(heap_form_tuple(descriptor, &value, &is_null));
 }
 
-/* request(queue, body, timeout, INOUT reply) */
+/* request(queue, body, timeout, INOUT reply, headers) */
 PG_FUNCTION_INFO_V1(msgq_request);
 Datum
 msgq_request(PG_FUNCTION_ARGS)
@@ -399,6 +403,7 @@ msgq_request(PG_FUNCTION_ARGS)
 	MemoryContext caller = CurrentMemoryContext;
 	Request		request = {0};
 	Datum		body;
+	Datum		headers = PG_ARGISNULL(4) ? (Datum) 0 : PG_GETARG_DATUM(4);
 
 	msgq_refuse_transaction_block(fcinfo, "msgq.request()",
 								  "It commits the request before it waits for the reply.",
@@ -412,7 +417,7 @@ msgq_request(PG_FUNCTION_ARGS)
 	if (SPI_connect_ext(SPI_OPT_NONATOMIC) != SPI_OK_CONNECT)
 		elog(ERROR, "could not connect to SPI");
 	PushActiveSnapshot(GetTransactionSnapshot());
-	send_request(&request, body);
+	send_request(&request, body, PG_ARGISNULL(4) ? NULL : &headers);
 	PopActiveSnapshot();
 	SPI_commit();
 	msgq_point(MSGQ_POINT_REQUEST_SENT);

@@ -28,6 +28,7 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
 #include "utils/jsonb.h"
 #include "utils/timestamp.h"
 
@@ -41,8 +42,6 @@
 #include "table.h"
 #include "testing.h"
 #include "wakeup.h"
-
-#define MAX_GROUP_KEY_BYTES	255
 
 /* Rows, and bytes of bodies, that are inserted at once. */
 #define CHUNK_ROWS			500
@@ -347,25 +346,38 @@ msgq_outgoing_send(const char *command, const char *name, MsgqOutgoing *out,
  * ---------------------------------------------------------------------------
  */
 
-static void
-set_headers(MsgqOutgoing *out, int i, Datum headers)
+/* Gives message number i the headers of a caller, checked (22023). */
+void
+msgq_outgoing_set_headers(MsgqOutgoing *out, int i, Datum headers)
 {
 	msgq_check_headers(DatumGetJsonbP(headers));
 	out->headers[i] = headers;
 	out->no_headers[i] = false;
 }
 
-/* Gives message i a group key, which has 1 to MAX_GROUP_KEY_BYTES bytes (22023). */
+/* Adds the server's own headers, an object, to those of message number i. */
+void
+msgq_outgoing_add_headers(MsgqOutgoing *out, int i, Datum headers)
+{
+	out->headers[i] = out->no_headers[i] ? headers :
+		DirectFunctionCall2(jsonb_concat, out->headers[i], headers);
+	out->no_headers[i] = false;
+}
+
+/*
+ * Gives message number i a group key, of 1 to MSGQ_MAX_GROUP_KEY_BYTES bytes
+ * (22023).
+ */
 void
 msgq_outgoing_set_group_key(MsgqOutgoing *out, int i, text *key)
 {
 	Size		size = VARSIZE_ANY_EXHDR(key);
 
-	if (size < 1 || size > MAX_GROUP_KEY_BYTES)
+	if (size < 1 || size > MSGQ_MAX_GROUP_KEY_BYTES)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("a group key must have from 1 to %d bytes",
-						MAX_GROUP_KEY_BYTES),
+						MSGQ_MAX_GROUP_KEY_BYTES),
 				 errdetail("This one has %zu bytes.", size)));
 	out->group_keys[i] = key;
 }
@@ -461,7 +473,7 @@ void
 msgq_outgoing_set_one(MsgqOutgoing *out, FunctionCallInfo fcinfo, int n)
 {
 	if (!PG_ARGISNULL(n))
-		set_headers(out, 0, PG_GETARG_DATUM(n));
+		msgq_outgoing_set_headers(out, 0, PG_GETARG_DATUM(n));
 	set_times(out, fcinfo, n + 1);
 	set_priority(out, fcinfo, n + 3);
 	if (!PG_ARGISNULL(n + 4))
@@ -543,7 +555,7 @@ set_headers_of_all(MsgqOutgoing *out, FunctionCallInfo fcinfo, int n)
 	for (int i = 0; i < out->n; i++)
 	{
 		if (!nulls[i])
-			set_headers(out, i, headers[i]);
+			msgq_outgoing_set_headers(out, i, headers[i]);
 	}
 }
 
@@ -712,7 +724,7 @@ set_message(MsgqOutgoing *out, int i, JsonbContainer *object)
 				refuse_key(key);
 		}
 		else if (strcmp(key, "headers") == 0)
-			set_headers(out, i, JsonbPGetDatum(JsonbValueToJsonb(&value)));
+			msgq_outgoing_set_headers(out, i, JsonbPGetDatum(JsonbValueToJsonb(&value)));
 		else if (strcmp(key, "group_key") == 0)
 			msgq_outgoing_set_group_key(out, i, cstring_to_text(text_value(key, &value)));
 		else if (strcmp(key, "delay") == 0)

@@ -10,6 +10,8 @@
 #include "dedup.h"
 #include "segment.h"
 
+#define MSGQ_MAX_GROUP_KEY_BYTES	255
+
 /* Messages to be stored, with one element of each array for each message. */
 typedef struct MsgqOutgoing
 {
@@ -32,6 +34,9 @@ extern void msgq_outgoing_init(MsgqOutgoing *out, int n,
 							   AttrNumber content_column);
 extern void msgq_outgoing_set_one(MsgqOutgoing *out, FunctionCallInfo fcinfo,
 								  int n);
+extern void msgq_outgoing_set_headers(MsgqOutgoing *out, int i, Datum headers);
+extern void msgq_outgoing_add_headers(MsgqOutgoing *out, int i, Datum headers);
+extern void msgq_outgoing_set_group_key(MsgqOutgoing *out, int i, text *key);
 extern void msgq_outgoing_set_key(MsgqOutgoing *out, int i, Datum key);
 extern void msgq_outgoing_set_group_key(MsgqOutgoing *out, int i, text *key);
 extern void msgq_outgoing_choose(MsgqOutgoing *chosen, const MsgqOutgoing *out,

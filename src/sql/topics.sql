@@ -193,14 +193,15 @@ CREATE PROCEDURE msgq.request(
 	queue text,
 	body jsonb,
 	timeout interval,
-	INOUT reply jsonb DEFAULT NULL)
+	INOUT reply jsonb DEFAULT NULL,
+	headers jsonb DEFAULT NULL)
 AS 'MODULE_PATHNAME', 'msgq_request'
 LANGUAGE C;
 
-COMMENT ON PROCEDURE msgq.request(text, jsonb, interval, jsonb) IS
+COMMENT ON PROCEDURE msgq.request(text, jsonb, interval, jsonb, jsonb) IS
 'sends a message, commits it, waits for the reply without a snapshot, and returns it; needs the right send. The message expires when the time is over, so that no worker begins with it then.
-timeout: 0 to 1 hour. reply: the body that msgq.reply was given; what it is called with does not matter.
-Errors: MQ009 nobody has replied in time, and whether a worker has begun is unknown, 25001 in a transaction block, 22004 NULL, 22023 bad timeout; and what msgq.send raises.';
+timeout: 0 to 1 hour. reply: the body that msgq.reply was given; what it is called with does not matter. headers: a JSON object beside the body, as in msgq.send.
+Errors: MQ009 nobody has replied in time, and whether a worker has begun is unknown, 25001 in a transaction block, 22004 NULL, 22023 bad timeout or headers; and what msgq.send raises.';
 
 CREATE FUNCTION msgq.reply(queue text, receipt uuid, body jsonb)
 RETURNS boolean
