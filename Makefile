@@ -67,6 +67,7 @@ OBJS = \
 	src/captureadmin.o \
 	src/retained.o \
 	src/request.o \
+	src/cloudevent.o \
 	src/wakeup.o \
 	src/shared.o \
 	src/ring.o \
@@ -88,6 +89,7 @@ SQL_PARTS = \
 	src/sql/streams.sql \
 	src/sql/topics.sql \
 	src/sql/capture.sql \
+	src/sql/cloudevents.sql \
 	src/sql/operation.sql \
 	src/sql/rights.sql
 

@@ -22,7 +22,7 @@ BEGIN
 	RAISE SQLSTATE 'OKAY0';
 EXCEPTION
 	WHEN SQLSTATE 'OKAY0' THEN RETURN 'nothing';
-	WHEN OTHERS THEN RETURN SQLSTATE || ' ' || regexp_replace(SQLERRM, 'msgq_capture_\d+', 'msgq_capture_N', 'g');
+	WHEN OTHERS THEN RETURN SQLSTATE || ' ' || regexp_replace(SQLERRM, '(msgq_capture_|\mq)\d+', '\1N', 'g');
 END $$;
 
 -- Kinds of changes.

@@ -25,9 +25,9 @@ WHERE pronamespace = 'msgq'::regnamespace AND pronargs > 0 AND (proargnames IS N
 -- None runs with the rights of somebody else, none brings settings.
 SELECT oid::regprocedure FROM pg_proc
 WHERE pronamespace = 'msgq'::regnamespace AND (prosecdef OR proconfig IS NOT NULL OR proleakproof);
--- Only this one does not look at messages.
+-- Only these do not look at the messages of a queue.
 SELECT oid::regprocedure, provolatile, proparallel FROM pg_proc
-WHERE pronamespace = 'msgq'::regnamespace AND (provolatile <> 'v' OR proparallel <> 'u');
+WHERE pronamespace = 'msgq'::regnamespace AND (provolatile <> 'v' OR proparallel <> 'u') ORDER BY oid;
 -- One that is strict turns a NULL into silence.
 SELECT oid::regprocedure FROM pg_proc WHERE pronamespace = 'msgq'::regnamespace AND proisstrict;
 

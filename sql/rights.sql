@@ -131,6 +131,7 @@ INSERT INTO call (name, arguments) VALUES
 	('capture', $$'rights_item', 'rights topic'$$),
 	('uncapture', $$'rights_item', 'rights'$$),
 	('create_outbox', $$'rights_tables.outbox', 'rights topic'$$),
+	('send_cloudevent', $$'rights', '{"specversion": "1.0", "id": "1", "source": "s", "type": "t"}'$$),
 	('grant', $$'rights topic', 'regress_msgq_none', 'send'$$),
 	('revoke', $$'rights topic', 'regress_msgq_send', 'send'$$);
 -- Of capture, the rights on the table are all there (sql/capture.sql has those).

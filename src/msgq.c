@@ -10,7 +10,8 @@
  * too often goes elsewhere, and comes back (deadletter.c, history.c,
  * redrive.c); poison.c notes failures of which no row tells.
  *
- * Streams are another life, which stream.c begins to tell.
+ * Streams are another life, which stream.c begins to tell.  cloudevent.c gives
+ * messages another form.
  *
  * ring.c and store.c reclaim space, maintain.c does that for all queues,
  * worker.c in the background; health.c says what is wrong, stats.c counts.

@@ -14,7 +14,7 @@
  * of the input.  Messages with idempotency keys that were used before are left
  * out (dedup.c).
  *
- * publish.c and request.c fill one as well.
+ * publish.c, request.c and cloudevent.c fill one as well.
  *
  * src/send.c
  */

@@ -36,7 +36,6 @@ extern void msgq_outgoing_set_one(MsgqOutgoing *out, FunctionCallInfo fcinfo,
 								  int n);
 extern void msgq_outgoing_set_headers(MsgqOutgoing *out, int i, Datum headers);
 extern void msgq_outgoing_add_headers(MsgqOutgoing *out, int i, Datum headers);
-extern void msgq_outgoing_set_group_key(MsgqOutgoing *out, int i, text *key);
 extern void msgq_outgoing_set_key(MsgqOutgoing *out, int i, Datum key);
 extern void msgq_outgoing_set_group_key(MsgqOutgoing *out, int i, text *key);
 extern void msgq_outgoing_choose(MsgqOutgoing *chosen, const MsgqOutgoing *out,
