@@ -57,22 +57,19 @@
 #include "access/detoast.h"
 #include "access/table.h"
 #include "access/tableam.h"
-#include "access/xact.h"
 #include "catalog/index.h"
 #include "catalog/pg_am.h"
 #include "common/hashfn.h"
-#include "executor/executor.h"
 #include "miscadmin.h"
-#include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
 #include "utils/rel.h"
-#include "utils/snapmgr.h"
 
 #include "dedup.h"
 #include "message.h"
 #include "store.h"
+#include "table.h"
 #include "testing.h"
 
 #define MAX_KEY_BYTES	255
@@ -101,15 +98,6 @@ typedef struct Key
 	bool		is_new;			/* to be inserted with its message's id */
 } Key;
 
-/* A table of the store, opened. */
-typedef struct KeyTable
-{
-	Relation	table;
-	Relation	index;
-	IndexInfo  *info;
-	TupleTableSlot *row;		/* what was found */
-} KeyTable;
-
 struct MsgqKeys
 {
 	int			n;
@@ -117,7 +105,7 @@ struct MsgqKeys
 	const char *queue;			/* its name, for messages */
 	int64		window;
 	MsgqStore  *store;
-	KeyTable	tables[MSGQ_STORE_TABLES];
+	MsgqTable	tables[MSGQ_STORE_TABLES];
 };
 
 /* ---------------------------------------------------------------------------
@@ -186,7 +174,7 @@ fingerprint_of(Datum content, AttrNumber content_column)
 
 /* Its index must be the one that it was made with, or one as good. */
 static void
-open_index(KeyTable *table, LOCKMODE lock)
+open_index(MsgqTable *table, LOCKMODE lock)
 {
 	List	   *indexes = RelationGetIndexList(table->table);
 	Form_pg_index form;
@@ -214,7 +202,7 @@ open_tables(MsgqKeys *keys, const char *command, MsgqStorage **storage)
 	keys->window = msgq_store_window((*storage)->queue, MSGQ_KEYS);
 	for (int i = 0; i < keys->store->ntables; i++)
 	{
-		KeyTable   *table = &keys->tables[i];
+		MsgqTable  *table = &keys->tables[i];
 
 		table->table = keys->store->tables[i];
 		open_index(table, i == 0 ? RowExclusiveLock : AccessShareLock);
@@ -234,64 +222,26 @@ msgq_keys_close(MsgqKeys *keys)
 	msgq_store_close(keys->store);
 }
 
-/*
- * Looks for the key with a dirty snapshot, and fills table->row.  *dirty tells
- * of an open transaction that has inserted or removed what was found.
- */
+/* Finds the row of a key; waits for those who are about to change it. */
 static bool
-find_any(KeyTable *table, Datum key, SnapshotData *dirty)
+find_row(MsgqTable *table, Datum key)
 {
 	ScanKeyData condition;
-	IndexScanDesc scan;
-	bool		found;
 
-	InitDirtySnapshot(*dirty);
 	/* ScanKeyInit sets the collation to "C". */
-	ScanKeyInit(&condition, 1, BTEqualStrategyNumber, F_TEXTEQ, key);
-	scan = msgq_index_beginscan(table->table, table->index, dirty, 1);
-	index_rescan(scan, &condition, 1, NULL, 0);
-	found = index_getnext_slot(scan, ForwardScanDirection, table->row);
-	index_endscan(scan);
-	return found;
-}
-
-/*
- * Finds the row of a key that is committed, or our own; first waits for those
- * who are about to insert or remove one.
- */
-static bool
-find_row(KeyTable *table, Datum key)
-{
-	SnapshotData dirty;
-
-	while (find_any(table, key, &dirty))
-	{
-		ItemPointerData tid = table->row->tts_tid;
-		TransactionId open_xid = TransactionIdIsValid(dirty.xmin) ?
-		dirty.xmin : dirty.xmax;
-
-		CHECK_FOR_INTERRUPTS();
-		if (!TransactionIdIsValid(open_xid))
-			return true;
-		ExecClearTuple(table->row);
-		if (TransactionIdIsValid(dirty.xmin) && dirty.speculativeToken != 0)
-			SpeculativeInsertionWait(dirty.xmin, dirty.speculativeToken);
-		else
-			XactLockTableWait(open_xid, table->table, &tid,
-							  XLTW_InsertIndexUnique);
-	}
-	return false;
+	ScanKeyInit(&condition, Anum_key_key, BTEqualStrategyNumber, F_TEXTEQ, key);
+	return msgq_table_find_settled(table, &condition, 1);
 }
 
 static Datum
-column(const KeyTable *table, AttrNumber n)
+column(const MsgqTable *table, AttrNumber n)
 {
 	return msgq_row_value(table->row, n);
 }
 
 /* Is what was found so old that the key is free again? */
 static bool
-is_too_old(const MsgqKeys *keys, const KeyTable *table)
+is_too_old(const MsgqKeys *keys, const MsgqTable *table)
 {
 	return DatumGetTimestampTz(column(table, Anum_key_seen_at)) <=
 		msgq_now() - keys->window;
@@ -302,40 +252,15 @@ is_too_old(const MsgqKeys *keys, const KeyTable *table)
  * with nothing inserted, if somebody else has it, or is about to.
  */
 static bool
-insert_row(KeyTable *table, const Key *key, int64 id)
+insert_row(MsgqTable *table, const Key *key, int64 id)
 {
-	TransactionId xid = GetCurrentTransactionId();
-	uint32		token = SpeculativeInsertionLockAcquire(xid);
-	TupleTableSlot *row = table->row;
-	bool		is_unique;
+	Datum		values[Natts_key];
 
-	ExecClearTuple(row);
-	memset(row->tts_isnull, false, sizeof(bool) * Natts_key);
-	row->tts_values[Anum_key_key - 1] = key->key;
-	row->tts_values[Anum_key_id - 1] = Int64GetDatum(id);
-	row->tts_values[Anum_key_fingerprint - 1] = Int64GetDatum(key->fingerprint);
-	row->tts_values[Anum_key_seen_at - 1] = TimestampTzGetDatum(msgq_now());
-	ExecStoreVirtualTuple(row);
-	table_tuple_insert_speculative(table->table, row,
-								   GetCurrentCommandId(true), 0, NULL, token);
-	is_unique = index_insert(table->index, row->tts_values, row->tts_isnull,
-							 &row->tts_tid, table->table,
-							 UNIQUE_CHECK_PARTIAL, false, table->info);
-	table_tuple_complete_speculative(table->table, row, token, is_unique);
-	SpeculativeInsertionLockRelease(xid);
-	return is_unique;
-}
-
-/* Removes the row that was found; false if somebody else has changed it. */
-static bool
-remove_row(KeyTable *table)
-{
-	TM_FailureData failure;
-
-	return table_tuple_delete(table->table, &table->row->tts_tid,
-							  GetCurrentCommandId(true), InvalidSnapshot,
-							  InvalidSnapshot, false, &failure,
-							  false) == TM_Ok;
+	values[Anum_key_key - 1] = key->key;
+	values[Anum_key_id - 1] = Int64GetDatum(id);
+	values[Anum_key_fingerprint - 1] = Int64GetDatum(key->fingerprint);
+	values[Anum_key_seen_at - 1] = TimestampTzGetDatum(msgq_now());
+	return msgq_table_insert_unless_there(table, values);
 }
 
 /* ---------------------------------------------------------------------------
@@ -357,7 +282,7 @@ refuse_other_body(const Key *key, const char *owner)
 
 /* The key was found, in table->row: returns its message's id. */
 static int64
-accept_duplicate(const MsgqKeys *keys, const Key *key, const KeyTable *table)
+accept_duplicate(const MsgqKeys *keys, const Key *key, const MsgqTable *table)
 {
 	int64		id = DatumGetInt64(column(table, Anum_key_id));
 
@@ -373,7 +298,7 @@ look_up(MsgqKeys *keys, Key *key, int64 *id)
 {
 	for (int i = 0; i < keys->store->ntables; i++)
 	{
-		KeyTable   *table = &keys->tables[i];
+		MsgqTable  *table = &keys->tables[i];
 
 		if (!find_row(table, key->key))
 			continue;
@@ -438,7 +363,7 @@ msgq_keys_find(MsgqKeys *keys, const char *command, MsgqStorage **storage,
 static bool
 take_key(MsgqKeys *keys, Key *key, int64 *id)
 {
-	KeyTable   *table = &keys->tables[0];
+	MsgqTable  *table = &keys->tables[0];
 	bool		look = key->is_old;
 
 	for (;;)
@@ -452,7 +377,7 @@ take_key(MsgqKeys *keys, Key *key, int64 *id)
 				return false;
 			}
 			/* The slot's pin keeps the row at its place. */
-			if (!remove_row(table))
+			if (!msgq_table_remove(table))
 				continue;
 		}
 		if (insert_row(table, key, *id))

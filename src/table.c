@@ -6,7 +6,8 @@
  * A stream writes down where its entries have their places (places.c), and
  * where its groups are (consumer.c), a topic the last messages that it has sent
  * on (retained.c), in rows that are only ever appended, and found by their
- * primary key.  All are on the hot path.
+ * primary key.  All are on the hot path.  Where each key has one row, whoever
+ * inserts one waits for others with the same key (dedup.c).
  *
  * What the executor would have done, see segment.c: privileges are checked on
  * the stream; triggers, rules, row security, check constraints, and other
@@ -104,17 +105,12 @@ msgq_table_close(MsgqTable *table, LOCKMODE unlock)
 	table_close(table->table, unlock);
 }
 
-/*
- * Appends a row; is_null is NULL where no column is.  Raises 23505 if somebody
- * else has done so.
- */
-void
-msgq_table_insert(MsgqTable *table, const Datum *values, const bool *is_null)
+/* Fills table->row; is_null is NULL where no column is. */
+static void
+fill_row(MsgqTable *table, const Datum *values, const bool *is_null)
 {
 	TupleTableSlot *row = table->row;
 	int			ncolumns = row->tts_tupleDescriptor->natts;
-	Datum		key[INDEX_MAX_KEYS];
-	bool		nulls[INDEX_MAX_KEYS] = {false};
 
 	ExecClearTuple(row);
 	memcpy(row->tts_values, values, sizeof(Datum) * ncolumns);
@@ -123,11 +119,32 @@ msgq_table_insert(MsgqTable *table, const Datum *values, const bool *is_null)
 	else
 		memset(row->tts_isnull, false, sizeof(bool) * ncolumns);
 	ExecStoreVirtualTuple(row);
-	table_tuple_insert(table->table, row, GetCurrentCommandId(true), 0, NULL);
+}
+
+/* Enters table->row, which was stored, into the index. */
+static bool
+insert_key(MsgqTable *table, const Datum *values, IndexUniqueCheck check)
+{
+	Datum		key[INDEX_MAX_KEYS];
+	bool		nulls[INDEX_MAX_KEYS] = {false};
+
 	for (int i = 0; i < table->info->ii_NumIndexKeyAttrs; i++)
 		key[i] = values[table->info->ii_IndexAttrNumbers[i] - 1];
-	index_insert(table->index, key, nulls, &row->tts_tid, table->table,
-				 UNIQUE_CHECK_YES, false, table->info);
+	return index_insert(table->index, key, nulls, &table->row->tts_tid,
+						table->table, check, false, table->info);
+}
+
+/*
+ * Appends a row; is_null is NULL where no column is.  Raises 23505 if somebody
+ * else has done so.
+ */
+void
+msgq_table_insert(MsgqTable *table, const Datum *values, const bool *is_null)
+{
+	fill_row(table, values, is_null);
+	table_tuple_insert(table->table, table->row, GetCurrentCommandId(true), 0,
+					   NULL);
+	(void) insert_key(table, values, UNIQUE_CHECK_YES);
 }
 
 /* The first row of a scan in this direction, in table->row. */
@@ -144,6 +161,84 @@ msgq_table_find(MsgqTable *table, Snapshot snapshot, ScanKey keys, int nkeys,
 	/* The slot has a pin of its own. */
 	index_endscan(scan);
 	return found;
+}
+
+/* ---------------------------------------------------------------------------
+ * Rows of which each key has one
+ * ---------------------------------------------------------------------------
+ */
+
+/*
+ * Looks for a row with a dirty snapshot, into table->row.  *dirty tells of an
+ * open transaction that has inserted or removed what was found.
+ */
+bool
+msgq_table_find_any(MsgqTable *table, ScanKey keys, int nkeys,
+					SnapshotData *dirty)
+{
+	InitDirtySnapshot(*dirty);
+	return msgq_table_find(table, dirty, keys, nkeys, ForwardScanDirection);
+}
+
+/*
+ * Finds the row of a key that is committed, or our own; first waits for those
+ * who are about to insert or remove one.
+ */
+bool
+msgq_table_find_settled(MsgqTable *table, ScanKey keys, int nkeys)
+{
+	SnapshotData dirty;
+
+	while (msgq_table_find_any(table, keys, nkeys, &dirty))
+	{
+		ItemPointerData tid = table->row->tts_tid;
+		TransactionId open_xid = TransactionIdIsValid(dirty.xmin) ?
+		dirty.xmin : dirty.xmax;
+
+		CHECK_FOR_INTERRUPTS();
+		if (!TransactionIdIsValid(open_xid))
+			return true;
+		ExecClearTuple(table->row);
+		if (TransactionIdIsValid(dirty.xmin) && dirty.speculativeToken != 0)
+			SpeculativeInsertionWait(dirty.xmin, dirty.speculativeToken);
+		else
+			XactLockTableWait(open_xid, table->table, &tid,
+							  XLTW_InsertIndexUnique);
+	}
+	return false;
+}
+
+/*
+ * Inserts a row without nulls, as INSERT ON CONFLICT DO NOTHING does:
+ * speculatively.  False, with nothing inserted, if somebody else has the key, or
+ * is about to.
+ */
+bool
+msgq_table_insert_unless_there(MsgqTable *table, const Datum *values)
+{
+	TransactionId xid = GetCurrentTransactionId();
+	uint32		token = SpeculativeInsertionLockAcquire(xid);
+	bool		is_unique;
+
+	fill_row(table, values, NULL);
+	table_tuple_insert_speculative(table->table, table->row,
+								   GetCurrentCommandId(true), 0, NULL, token);
+	is_unique = insert_key(table, values, UNIQUE_CHECK_PARTIAL);
+	table_tuple_complete_speculative(table->table, table->row, token, is_unique);
+	SpeculativeInsertionLockRelease(xid);
+	return is_unique;
+}
+
+/* Removes the row that was found; false if somebody else has changed it. */
+bool
+msgq_table_remove(MsgqTable *table)
+{
+	TM_FailureData failure;
+
+	return table_tuple_delete(table->table, &table->row->tts_tid,
+							  GetCurrentCommandId(true), InvalidSnapshot,
+							  InvalidSnapshot, false, &failure,
+							  false) == TM_Ok;
 }
 
 /* ---------------------------------------------------------------------------

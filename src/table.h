@@ -55,5 +55,11 @@ extern void msgq_table_check(Oid table_oid, int ncolumns, int nrequired);
 extern int64 msgq_table_main_bytes(Oid table_oid);
 extern bool msgq_table_find(MsgqTable *table, Snapshot snapshot,
 							ScanKey keys, int nkeys, ScanDirection direction);
+extern bool msgq_table_find_any(MsgqTable *table, ScanKey keys, int nkeys,
+								SnapshotData *dirty);
+extern bool msgq_table_find_settled(MsgqTable *table, ScanKey keys, int nkeys);
+extern bool msgq_table_insert_unless_there(MsgqTable *table,
+										   const Datum *values);
+extern bool msgq_table_remove(MsgqTable *table);
 
 #endif							/* MSGQ_TABLE_H */
