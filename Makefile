@@ -68,6 +68,7 @@ OBJS = \
 	src/retained.o \
 	src/request.o \
 	src/cloudevent.o \
+	src/inbox.o \
 	src/wakeup.o \
 	src/shared.o \
 	src/ring.o \
@@ -90,6 +91,7 @@ SQL_PARTS = \
 	src/sql/topics.sql \
 	src/sql/capture.sql \
 	src/sql/cloudevents.sql \
+	src/sql/inbox.sql \
 	src/sql/operation.sql \
 	src/sql/rights.sql
 

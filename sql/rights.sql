@@ -132,6 +132,7 @@ INSERT INTO call (name, arguments) VALUES
 	('uncapture', $$'rights_item', 'rights'$$),
 	('create_outbox', $$'rights_tables.outbox', 'rights topic'$$),
 	('send_cloudevent', $$'rights', '{"specversion": "1.0", "id": "1", "source": "s", "type": "t"}'$$),
+	('inbox_claim', $$'consumer', 'id'$$),
 	('grant', $$'rights topic', 'regress_msgq_none', 'send'$$),
 	('revoke', $$'rights topic', 'regress_msgq_send', 'send'$$);
 -- Of capture, the rights on the table are all there (sql/capture.sql has those).
@@ -312,7 +313,11 @@ FROM (VALUES
 	(29, 'owner', 'DELETE FROM %s', 'msgq.queues'),
 	(30, 'all', 'SELECT FROM %s', 'msgq.stream'),
 	(31, 'all', 'SELECT FROM %s', 'msgq.stream_segment'),
-	(32, 'owner', 'UPDATE %s SET id = id', 'msgq.stream_group')
+	(32, 'owner', 'UPDATE %s SET id = id', 'msgq.stream_group'),
+	(33, 'all', 'SELECT FROM %s', 'msgq.inbox'),
+	(34, 'all', 'SELECT FROM %s', 'msgq.inbox_1'),
+	(35, 'owner', 'INSERT INTO %s SELECT ''a'', ''b'', now(), now()', 'msgq.inbox_2'),
+	(36, 'owner', 'UPDATE %s SET current = 2', 'msgq.inbox_state')
 ) AS v(n, role, statement, object) ORDER BY n;
 
 --

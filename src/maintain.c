@@ -1,11 +1,11 @@
 /*
  * maintain.c
  *		Rounds of maintenance over all queues, streams and topics of a
- *		database, by the worker or by hand.
+ *		database, and its inbox, by the worker or by hand.
  *
  * A round turns and empties stores (store.c), turns streams and drops what is
  * old in them (retention.c), turns the logs of topics (retained.c) and empties
- * that of replies (request.c), enters failed pops into their messages' rows
+ * that of replies (request.c), turns and empties the inbox (inbox.c), enters failed pops into their messages' rows
  * (poison.c), turns rings and empties segments (ring.c), gives up messages that
  * have expired or whose deliveries have all failed (deadletter.c), counts and
  * audits queues, and saves their totals (stats.c).  It costs little where
@@ -42,6 +42,7 @@
 #include "utils/timestamp.h"
 
 #include "deadletter.h"
+#include "inbox.h"
 #include "maintain.h"
 #include "message.h"
 #include "owner.h"
@@ -73,6 +74,10 @@
  * open, is tried again after this: each attempt makes others wait.
  */
 #define TURN_TIME			(20 * USECS_PER_SEC)
+
+/* What a step says that it maintains, where that has no number. */
+#define REPLIES		0
+#define INBOX		(-1)
 
 /* A segment that is parked is looked at at least this often. */
 #define PARKED_TIME			(60 * USECS_PER_SEC)
@@ -198,8 +203,10 @@ fail_step(MsgqMaintenance *m, int32 queue_id, MemoryContext context,
 	m->round.failed++;
 	ereport(WARNING,
 			(errcode(error->sqlerrcode),
-			 queue_id == 0 ?
+			 queue_id == REPLIES ?
 			 errmsg("could not maintain replies: %s", error->message) :
+			 queue_id == INBOX ?
+			 errmsg("could not maintain the inbox: %s", error->message) :
 			 errmsg("could not maintain the queue, stream or topic with number %d: %s",
 					queue_id, error->message)));
 	FreeErrorData(error);
@@ -633,6 +640,68 @@ maintain_stores(MsgqMaintenance *m)
 	pfree(work);
 }
 
+static void
+look_at_inbox_step(MsgqMaintenance *m, int32 unused, int n)
+{
+	msgq_inbox_look(&m->inbox);
+}
+
+static void
+turn_inbox_step(MsgqMaintenance *m, int32 unused, int n)
+{
+	msgq_inbox_turn(&m->round);
+	m->inbox.done = true;
+}
+
+static void
+move_claims_step(MsgqMaintenance *m, int32 unused, int part)
+{
+	msgq_inbox_move(part, &m->round);
+}
+
+static void
+empty_inbox_step(MsgqMaintenance *m, int32 unused, int n)
+{
+	m->inbox.done = msgq_inbox_empty(&m->round);
+}
+
+/* Does what is due in the inbox. */
+static void
+do_inbox_work(MsgqMaintenance *m)
+{
+	if (m->inbox.turn)
+		run_step(m, turn_inbox_step, INBOX, 0);
+	for (int part = 0; part < m->inbox.parts; part++)
+	{
+		if (!m->by_hand && msgq_database_is_wanted(MyDatabaseId))
+			return;
+		run_step(m, move_claims_step, INBOX, part);
+	}
+	if (m->inbox.empty)
+		run_step(m, empty_inbox_step, INBOX, 0);
+}
+
+/*
+ * Turns the inbox, or empties the table that takes no new claims.  To see whether
+ * that is due costs a scan.
+ */
+static void
+maintain_inbox(MsgqMaintenance *m)
+{
+	TimestampTz begun = GetCurrentTimestamp();
+
+	if (begun < m->inbox_next)
+		return;
+	memset(&m->inbox, 0, sizeof(m->inbox));
+	run_step(m, look_at_inbox_step, INBOX, 0);
+	do_inbox_work(m);
+	m->busy |= m->inbox.done;
+	if (!m->inbox.done)
+		m->inbox_next = GetCurrentTimestamp() +
+			(m->inbox.turn ? TURN_TIME :
+			 COST_FACTOR * (GetCurrentTimestamp() - begun));
+}
+
 /* Is somebody changing or dropping the stream, or restoring it?  Else locks it. */
 static bool
 is_stream_free(MsgqMaintenance *m, int32 stream_id)
@@ -792,7 +861,7 @@ maintain_topics(MsgqMaintenance *m)
 		run_step(m, retained_step, lfirst_int(cell), 0);
 	}
 	list_free(ids);
-	run_step(m, replies_step, 0, 0);
+	run_step(m, replies_step, REPLIES, 0);
 }
 
 /* One round over all queues, streams and topics of the database. */
@@ -803,6 +872,7 @@ maintain(MsgqMaintenance *m)
 	Work	   *work;
 
 	maintain_stores(m);
+	maintain_inbox(m);
 	maintain_streams(m);
 	maintain_topics(m);
 	work = list_work(m, &n);

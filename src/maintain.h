@@ -11,6 +11,7 @@
 #include "storage/lock.h"
 #include "utils/hsearch.h"
 
+#include "inbox.h"
 #include "ring.h"
 
 /* Kinds of advisory locks; SQL's are 1 and 2. */
@@ -30,6 +31,8 @@ typedef struct MsgqMaintenance
 	TimestampTz last_active;	/* when the database was last found so */
 	bool		busy;			/* something was done, or is to be done soon */
 	bool		leaving;		/* for the last time */
+	MsgqInboxWork inbox;		/* what is due to be done in it */
+	TimestampTz inbox_next;		/* when to look at it again */
 	TimestampTz stream_due;		/* when a stream is to be looked at; 0: never */
 } MsgqMaintenance;
 

@@ -10,8 +10,9 @@
  * too often goes elsewhere, and comes back (deadletter.c, history.c,
  * redrive.c); poison.c notes failures of which no row tells.
  *
- * Streams are another life, which stream.c begins to tell.  cloudevent.c gives
- * messages another form.
+ * Streams are another life, which stream.c begins to tell.  capture.c makes
+ * messages of changes of tables, cloudevent.c gives messages another form, and
+ * inbox.c knows which messages of others were dealt with.
  *
  * ring.c and store.c reclaim space, maintain.c does that for all queues,
  * worker.c in the background; health.c says what is wrong, stats.c counts.
@@ -33,6 +34,7 @@
 
 #include "capture.h"
 #include "frontier.h"
+#include "inbox.h"
 #include "poison.h"
 #include "queue.h"
 #include "ring.h"
@@ -176,4 +178,5 @@ _PG_init(void)
 	msgq_queue_init();
 	msgq_topic_init();
 	msgq_capture_init();
+	msgq_inbox_init();
 }

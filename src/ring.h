@@ -16,7 +16,8 @@ typedef struct MsgqRound
 	int64		added;			/* segments that were made for that */
 	int64		drained;		/* segments that were found to be so */
 	int64		reclaimed;		/* segments that were emptied */
-	int64		moved;			/* messages moved to the active segment */
+	int64		moved;			/* messages to the active segment, claims to
+								 * the current table */
 	int64		refilled;		/* drained segments in which one was found */
 	int64		rotated;		/* stores that have a new current table */
 	int64		emptied;		/* tables of stores that were truncated */

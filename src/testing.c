@@ -54,6 +54,7 @@ static const struct config_enum_entry points[] = {
 	{"sequence-snapshot", MSGQ_POINT_SEQUENCE_SNAPSHOT, false},
 	{"publish-routed", MSGQ_POINT_PUBLISH_ROUTED, false},
 	{"request-sent", MSGQ_POINT_REQUEST_SENT, false},
+	{"inbox-chosen", MSGQ_POINT_INBOX_CHOSEN, false},
 	{NULL, 0, false}
 };
 

@@ -35,7 +35,8 @@ typedef enum MsgqTestPoint
 	MSGQ_POINT_SEQUENCE_HORIZON,	/* sequence: horizon read, no snapshot */
 	MSGQ_POINT_SEQUENCE_SNAPSHOT,	/* sequence: snapshot taken, nothing seen */
 	MSGQ_POINT_PUBLISH_ROUTED,	/* publish: routed, nothing locked */
-	MSGQ_POINT_REQUEST_SENT		/* request: committed, not yet looked */
+	MSGQ_POINT_REQUEST_SENT,	/* request: committed, not yet looked */
+	MSGQ_POINT_INBOX_CHOSEN		/* claim: table chosen, not locked */
 } MsgqTestPoint;
 
 /* The setting msgq.test_point; MSGQ_POINT_NONE but in tests. */

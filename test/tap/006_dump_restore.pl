@@ -112,6 +112,9 @@ $session->safe(
 	SELECT msgq.create_queue('archived', dead_letter_queue => '', archive_retention => '1 day');
 	SELECT msgq.send('archived', '"kept"');
 	SELECT msgq.archive('archived', receipt) FROM msgq.receive('archived');
+	SELECT msgq.inbox_claim('c', 'long', '1 year'), msgq.inbox_claim('c', 'short 7', '1 ms');
+	INSERT INTO msgq.inbox_state VALUES (2, 5);
+	GRANT INSERT ON msgq.inbox TO packer;
 	SELECT msgq.create_queue('renamed');
 	SELECT msgq.rename_queue('renamed', 'new "name"');
 	SELECT msgq.create_queue('dropped');
@@ -139,6 +142,9 @@ $session->safe(
 	RESET ROLE;
 });
 
+# As after a turn: new claims go to the other table.
+$node->safe_psql('postgres', "SELECT msgq.inbox_claim('c', 'new', '1 year')");
+
 my $id = $session->safe("SELECT id FROM msgq.queues WHERE name = 'full'");
 
 # All that is to come through, in words.
@@ -151,6 +157,9 @@ sub contents
 		SELECT * FROM msgq.queue ORDER BY id;
 		SELECT * FROM msgq.segment ORDER BY queue_id, n;
 		SELECT * FROM msgq.store ORDER BY queue_id, kind, n;
+		SELECT * FROM msgq.inbox_state;
+		SELECT 1, * FROM msgq.inbox_1 ORDER BY message_id;
+		SELECT 2, * FROM msgq.inbox_2 ORDER BY message_id;
 		SELECT name, settings, created_at FROM msgq.queues ORDER BY id;
 		SELECT * FROM msgq.leases ORDER BY queue, id;
 		SELECT queue, ready, delayed, in_flight, segments
@@ -210,6 +219,7 @@ like(
 	qr/^q${id}_1\|.*it did not work/m,
 	'the comparison sees the messages');
 like($contents, qr/packer=/, 'and the rights');
+like($contents, qr/^1\|c\|long\|.*^2\|c\|new\|/ms, 'and claims in both tables of the inbox');
 
 my $connstr = $node->connstr('postgres');
 my @restored;
@@ -312,6 +322,13 @@ foreach my $restored (@restored)
 		qq{1|{"id": 1, "title": "before"}\n1|{"id": 1, "title": "after"}\n7|1},
 		"$dbname: tables are captured as before, and nothing was by the restore");
 
+	is( $s->safe(
+			q{SELECT string_agg(id, ' ' ORDER BY id)
+			FROM unnest('{long,new,other,short 7}'::text[]) AS id
+			WHERE msgq.inbox_claim('c', id)}),
+		'other short 7',
+		"$dbname: what was claimed before the dump is claimed");
+
 	# Ids go on.
 	my $last = $s->safe("SELECT max(id) FROM msgq.q$id");
 	cmp_ok($s->safe(q{SELECT msgq.send('full', '"after"')}),
@@ -352,6 +369,10 @@ foreach my $restored (@restored)
 	my $packer = session($where, dbname => $dbname, user => 'packer');
 	is($packer->fails(q{SELECT msgq.pop('full')}),
 		'', "$dbname: so have granted rights");
+	is($packer->fails(q{SELECT msgq.inbox_claim('c', 'packed')}),
+		'', "$dbname: so has the right to claim");
+	is($packer->fails(q{SELECT FROM msgq.inbox}),
+		'42501', "$dbname: and no right to look");
 	is($packer->fails(q{SELECT msgq.send('full', '1')}),
 		'42501', "$dbname: no more than those");
 	is($packer->fails(q{SELECT msgq.send('plain', '1')}),

@@ -50,6 +50,7 @@ $primary->safe_psql(
 	SELECT msgq.receive('q', 1, '0');
 	SELECT msgq.create_topic('t');
 	SELECT msgq.bind('t', 'q', 'a.#');
+	SELECT msgq.inbox_claim('c', 'claimed');
 	CREATE TABLE last_write ();
 });
 my $id = $primary->safe_psql('postgres',
@@ -67,6 +68,7 @@ my @reads = (
 	q{SELECT * FROM msgq.topics},
 	q{SELECT * FROM msgq.bindings},
 	q{SELECT * FROM msgq.route('t', 'a.b')},
+	q{SELECT * FROM msgq.inbox},
 	qq{SELECT * FROM msgq.q$id ORDER BY id});
 
 my $session = session($standby);
@@ -128,6 +130,7 @@ my @writes = (
 	q{SELECT msgq.publish('t', 'b', '1')},
 	q{SELECT msgq.publish_bytes('t', 'a', '1')},
 	qq{SELECT msgq.reply('q', '$receipt', '1')},
+	q{SELECT msgq.inbox_claim('c', 'claimed')},
 	q{SELECT msgq.grant('t', 'worker', 'send')},
 	q{SELECT msgq.grant('q', 'worker', 'send')},
 	q{SELECT msgq.revoke('q', 'worker', 'receive')});
