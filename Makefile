@@ -69,6 +69,7 @@ OBJS = \
 	src/request.o \
 	src/cloudevent.o \
 	src/inbox.o \
+	src/cron.o \
 	src/wakeup.o \
 	src/shared.o \
 	src/ring.o \
@@ -92,6 +93,7 @@ SQL_PARTS = \
 	src/sql/capture.sql \
 	src/sql/cloudevents.sql \
 	src/sql/inbox.sql \
+	src/sql/schedules.sql \
 	src/sql/operation.sql \
 	src/sql/rights.sql
 
