@@ -70,6 +70,9 @@ OBJS = \
 	src/cloudevent.o \
 	src/inbox.o \
 	src/cron.o \
+	src/schedule.o \
+	src/fire.o \
+	src/dependent.o \
 	src/wakeup.o \
 	src/shared.o \
 	src/ring.o \

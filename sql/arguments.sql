@@ -101,7 +101,11 @@ INSERT INTO call VALUES
 	('reply', ARRAY['''args''', '''6ba7b810-9dad-11d1-80b4-00c04fd430c8''', '''1''']),
 	('send_cloudevent', ARRAY['''args''', '''{"specversion": "1.0", "id": "1", "source": "s", "type": "t"}''']),
 	('as_cloudevent', ARRAY['''(1,,0,0,0,,2020-01-01 00:00:00+00,,,,1,)''']),
-	('inbox_claim', ARRAY['''consumer''', '''id''', '''7 days''']);
+	('inbox_claim', ARRAY['''consumer''', '''id''', '''7 days''']),
+	('schedule', ARRAY['''new''', '''@daily''', '''args''', '''1''', 'NULL', '''UTC''', '''one''']),
+	('unschedule', ARRAY['''nothing''']),
+	('due_times', ARRAY['''@daily''', '''UTC''', 'NULL', '1', 'NULL']),
+	('next_due', ARRAY['''@daily''', '''UTC''', '''2026-01-01''', '''2026-01-01''']);
 CREATE TABLE args_captured (id int);
 -- Each function stands here, with as many arguments as it has.
 SELECT proname, pronargs FROM pg_proc LEFT JOIN call ON name = proname

@@ -46,6 +46,7 @@ SELECT msgq.create_group('rights stream', 'group', 'first');
 SELECT msgq.create_topic('rights topic', on_unroutable => 'drop');
 SELECT msgq.create_topic('rights other topic');
 SELECT msgq.bind('rights topic', 'rights', 'bound') > 0 AS bound;
+SELECT msgq.schedule('rights schedule', '@yearly', 'rights other topic', '1');
 RESET ROLE;
 SELECT format('msgq.q%s', id) AS handle, format('msgq.q%s_1', id) AS segment, id
 FROM msgq.queues WHERE name = 'rights' \gset
@@ -133,6 +134,9 @@ INSERT INTO call (name, arguments) VALUES
 	('create_outbox', $$'rights_tables.outbox', 'rights topic'$$),
 	('send_cloudevent', $$'rights', '{"specversion": "1.0", "id": "1", "source": "s", "type": "t"}'$$),
 	('inbox_claim', $$'consumer', 'id'$$),
+	('schedule', $$'new', '@yearly', 'rights', '1'$$),
+	('unschedule', $$'rights schedule'$$),
+	('due_times', $$'@yearly'$$),
 	('grant', $$'rights topic', 'regress_msgq_none', 'send'$$),
 	('revoke', $$'rights topic', 'regress_msgq_send', 'send'$$);
 -- Of capture, the rights on the table are all there (sql/capture.sql has those).
@@ -210,6 +214,43 @@ DROP ROLE regress_msgq_binder;
 SELECT pg_temp.tried('regress_msgq_peek', $$SELECT msgq.create_topic('new', on_unroutable => 'alternate', alternate => 'rights topic')$$);
 SELECT pg_temp.tried('regress_msgq_admin', $$SELECT msgq.alter_topic('rights topic', '{"on_unroutable": "alternate", "alternate": "rights other topic"}')$$);
 
+-- Who may change a schedule, and see it: members of its owner, and those with
+-- rights on its destination.
+CREATE ROLE regress_msgq_scheduler;
+CREATE ROLE regress_msgq_deputy IN ROLE regress_msgq_scheduler;
+SET ROLE regress_msgq_owner;
+SELECT msgq.create_queue('scheduled', dead_letter_queue => '');
+SELECT msgq.grant('scheduled', 'regress_msgq_' || r, r) FROM unnest('{peek,send,receive,manage,admin}'::text[]) r;
+SELECT msgq.grant('scheduled', 'regress_msgq_all', r) FROM unnest('{peek,send,receive,manage,admin}'::text[]) r;
+SELECT msgq.grant('scheduled', 'regress_msgq_scheduler', 'send');
+SET ROLE regress_msgq_scheduler;
+SELECT msgq.schedule('theirs', '@yearly', 'scheduled', '"theirs"');
+RESET ROLE;
+CREATE FUNCTION pg_temp.sees(role text, OUT seen bigint) LANGUAGE plpgsql AS $$
+BEGIN
+	EXECUTE format('SET LOCAL ROLE %I', 'regress_msgq_' || role);
+	seen := (SELECT count(*) FROM msgq.schedules WHERE name = 'theirs');
+	RESET ROLE;
+END
+$$;
+SELECT role, pg_temp.sees(role),
+	pg_temp.tried('regress_msgq_' || role, $$SELECT msgq.schedule('theirs', '@daily', 'scheduled', '2')$$) AS replace,
+	pg_temp.tried('regress_msgq_' || role, $$SELECT msgq.unschedule('theirs')$$) AS unschedule
+FROM unnest('{none,peek,send,receive,manage,admin,all,owner,super,scheduler,deputy}'::text[]) role;
+-- It still may when nobody's rights are left: they were checked before.
+SELECT msgq.revoke('scheduled', 'regress_msgq_scheduler', 'send');
+SELECT pg_temp.tried('regress_msgq_scheduler', $$SELECT msgq.schedule('theirs', '@yearly', 'scheduled', '2')$$);
+UPDATE msgq.schedule SET scheduled_at = '2020-01-01' WHERE name = 'theirs';
+SELECT msgq.maintain()->'fired' AS fired;
+SELECT body FROM msgq.peek('scheduled');
+-- Nobody becomes its owner by a name.
+DROP ROLE regress_msgq_deputy, regress_msgq_scheduler;
+SELECT owner FROM msgq.schedules WHERE name = 'theirs';
+SELECT role, pg_temp.sees(role), pg_temp.tried('regress_msgq_' || role, $$SELECT msgq.unschedule('theirs')$$) AS unschedule
+FROM unnest('{none,send,manage,super}'::text[]) role;
+SELECT msgq.unschedule('theirs');
+SELECT msgq.drop_queue('scheduled');
+
 -- The message names the queue, stream or topic, and is the same for all.
 SELECT DISTINCT pg_temp.tried('regress_msgq_none', format('SELECT msgq.%I(%s)', name, arguments)) FROM call;
 -- An unknown queue is unknown to everybody.
@@ -242,7 +283,7 @@ FROM call ORDER BY n;
 --
 -- The views show what one has a right to.
 --
-CREATE FUNCTION pg_temp.seen(role text) RETURNS TABLE (queues bigint, stats bigint, leases bigint, streams bigint, stream_stats bigint, lag bigint, topics bigint, bindings bigint)
+CREATE FUNCTION pg_temp.seen(role text) RETURNS TABLE (queues bigint, stats bigint, leases bigint, streams bigint, stream_stats bigint, lag bigint, topics bigint, bindings bigint, schedules bigint)
 LANGUAGE plpgsql AS $$
 BEGIN
 	EXECUTE format('SET LOCAL ROLE %I', 'regress_msgq_' || role);
@@ -254,6 +295,7 @@ BEGIN
 	lag := (SELECT count(*) FROM msgq.group_lag WHERE stream = 'rights stream');
 	topics := (SELECT count(*) FROM msgq.topics WHERE name = 'rights topic');
 	bindings := (SELECT count(*) FROM msgq.bindings WHERE topic = 'rights topic');
+	schedules := (SELECT count(*) FROM msgq.schedules WHERE name = 'rights schedule');
 	RESET ROLE;
 	RETURN NEXT;
 END
@@ -318,6 +360,9 @@ FROM (VALUES
 	(34, 'all', 'SELECT FROM %s', 'msgq.inbox_1'),
 	(35, 'owner', 'INSERT INTO %s SELECT ''a'', ''b'', now(), now()', 'msgq.inbox_2'),
 	(36, 'owner', 'UPDATE %s SET current = 2', 'msgq.inbox_state')
+	(33, 'owner', 'SELECT FROM %s', 'msgq.schedule'),
+	(34, 'all', 'INSERT INTO %s VALUES (1, now(), now(), true)', 'msgq.fired_1'),
+	(35, 'owner', 'DELETE FROM %s', 'msgq.schedules')
 ) AS v(n, role, statement, object) ORDER BY n;
 
 --
@@ -439,6 +484,7 @@ DROP TABLE :squat;
 -- Dropping queue, stream and topics drops what was granted on them, so the roles can go.
 SELECT msgq.drop_queue('rights');
 SELECT msgq.drop_stream('rights stream');
+SELECT msgq.unschedule('rights schedule');
 SELECT msgq.drop_topic('rights topic'), msgq.drop_topic('rights other topic');
 DROP TABLE rights_item;
 DROP SCHEMA rights_tables;

@@ -33,7 +33,7 @@
 
 #include "admin.h"
 #include "argument.h"
-#include "capture.h"
+#include "dependent.h"
 #include "owner.h"
 #include "queue.h"
 #include "ring.h"
@@ -95,15 +95,21 @@ msgq_refuse_taken_name(const char *name, const char *except)
 				 errdetail("Queues, streams and topics share their names.")));
 }
 
-/* Removes the bindings to something that is dropped; within SPI. */
+/*
+ * Removes what leads to something that is dropped, and does not keep it from
+ * that: bindings, and captures of tables that are dead; within SPI.
+ */
 void
 msgq_bindings_drop(int32 target_id)
 {
 	/* The library may be newer than what CREATE EXTENSION has made. */
-	if (!OidIsValid(msgq_relation_oid("binding")))
-		return;
-	msgq_target_changed(target_id);
-	msgq_spi_run("DELETE FROM msgq.binding WHERE target_id = %d", target_id);
+	if (OidIsValid(msgq_relation_oid("binding")))
+	{
+		msgq_target_changed(target_id);
+		msgq_spi_run("DELETE FROM msgq.binding WHERE target_id = %d", target_id);
+	}
+	if (OidIsValid(msgq_relation_oid("capture")))
+		msgq_spi_run("DELETE FROM msgq.capture WHERE destination_id = %d", target_id);
 }
 
 /* Runs a command that has the queue's number as $1 and a name as $2. */
@@ -673,6 +679,7 @@ drop_partner(const MsgqQueue *dropped)
 	MsgqQueue  *partner = find_partner(dropped);
 
 	if (partner == NULL || users_of(NameStr(partner->name)) ||
+		msgq_has_dependents(partner->id) ||
 		!msgq_queue_has_right(partner, MSGQ_RIGHT_ADMIN))
 		return;
 	for (int i = 0; i < partner->nsegments; i++)
@@ -710,7 +717,7 @@ msgq_drop_queue(PG_FUNCTION_ARGS)
 		!has_privs_of_role(GetUserId(), msgq_storage_owner()))
 		queue = msgq_queue_get(name, MSGQ_RIGHT_ADMIN);
 	refuse_used_dead_letter_queue(name);
-	msgq_capture_refuse_drop(queue->id, "queue", name);
+	msgq_refuse_dependents("queue", name, queue->id);
 	drop(queue);
 	drop_partner(queue);
 	PG_RETURN_BOOL(true);

@@ -35,8 +35,12 @@ enum
 #define MSGQ_CAPTURE_GUARD		"guard" /* the table must not become a part of
 										 * another one */
 
+/* In a format: has the capture whose row is "c" triggers?  Else it is dead. */
+#define MSGQ_CAPTURE_LIVES \
+	"EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.relation " \
+	"AND t.tgfoid = 'msgq.capture_changes()'::regprocedure " \
+	"AND t.tgname ^@ format('msgq_capture_%%s_', c.id))"
+
 extern void msgq_capture_init(void);
-extern void msgq_capture_refuse_drop(int32 target_id, const char *what,
-									 const char *name);
 
 #endif							/* MSGQ_CAPTURE_H */

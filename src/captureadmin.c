@@ -282,17 +282,11 @@ check_columns(const CaptureCall *call)
  * ---------------------------------------------------------------------------
  */
 
-/* Of the row "c" of msgq.capture: has it triggers? */
-#define CAPTURE_LIVES \
-	"EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.relation " \
-	"AND t.tgfoid = 'msgq.capture_changes()'::regprocedure " \
-	"AND t.tgname ^@ format('" "msgq_capture_%%s_', c.id))"
-
 /* Removes the rows of those that have no triggers; within SPI, as the owner. */
 static void
 forget_dead(void)
 {
-	msgq_spi_run("DELETE FROM msgq.capture c WHERE NOT " CAPTURE_LIVES);
+	msgq_spi_run("DELETE FROM msgq.capture c WHERE NOT " MSGQ_CAPTURE_LIVES);
 }
 
 /* The number of the table's capture to the target; 0 if there is none. */
@@ -312,37 +306,6 @@ find_capture(const CaptureCall *call)
 										 SPI_tuptable->tupdesc, 1, &is_null));
 	msgq_spi_end(&spi);
 	return id;
-}
-
-/*
- * Raises 2BP01 if the changes of a table go to the target, which is a queue,
- * stream or topic, as what says; the caller holds the lock on metadata.
- */
-void
-msgq_capture_refuse_drop(int32 target_id, const char *what, const char *name)
-{
-	MemoryContext caller = CurrentMemoryContext;
-	char	   *tables;
-	MsgqSpi		spi;
-
-	/* The library may be newer than what CREATE EXTENSION has made. */
-	if (!OidIsValid(msgq_relation_oid("capture")))
-		return;
-	msgq_spi_begin(&spi, msgq_storage_owner());
-	forget_dead();
-	msgq_spi_run("SELECT string_agg(relation::text, ', ' ORDER BY relation::text) "
-				 "FROM msgq.capture WHERE destination_id = %d", target_id);
-	tables = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
-	if (tables)
-		tables = MemoryContextStrdup(caller, tables);
-	msgq_spi_end(&spi);
-	if (tables)
-		ereport(ERROR,
-				(errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
-				 errmsg("%s \"%s\" cannot be dropped, because changes of tables go there",
-						what, name),
-				 errdetail("The tables are: %s.", tables),
-				 errhint("Call msgq.uncapture() for each of them first.")));
 }
 
 /* ---------------------------------------------------------------------------

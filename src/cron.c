@@ -33,6 +33,7 @@
  */
 #include "msgq.h"
 
+#include "common/int.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "port/pg_bitutils.h"
@@ -69,7 +70,7 @@ typedef enum FieldNumber
 	FIELD_MONTH,
 	FIELD_DAY_OF_WEEK,
 	NFIELDS
-}			FieldNumber;
+} FieldNumber;
 
 static const struct
 {
@@ -113,7 +114,7 @@ typedef struct FieldReader
 	FieldNumber number;
 	const char *field;			/* the text of the field */
 	const char *next;			/* what is to be read */
-}			FieldReader;
+} FieldReader;
 
 static void
 refuse_spec(const char *spec, const char *problem, const char *hint)
@@ -126,7 +127,7 @@ refuse_spec(const char *spec, const char *problem, const char *hint)
 }
 
 static void
-refuse_field(const FieldReader * reader, const char *problem, const char *hint)
+refuse_field(const FieldReader *reader, const char *problem, const char *hint)
 {
 	refuse_spec(reader->spec,
 				psprintf("The field for the %s, \"%s\", %s.",
@@ -136,7 +137,7 @@ refuse_field(const FieldReader * reader, const char *problem, const char *hint)
 
 /* The value of a name; -1 if it is none. */
 static int
-read_name(FieldReader * reader)
+read_name(FieldReader *reader)
 {
 	const char *const *names = fields[reader->number].names;
 	int			low = fields[reader->number].low;
@@ -155,7 +156,7 @@ read_name(FieldReader * reader)
 
 /* A number of at most three digits; -1 if there is none. */
 static int
-read_number(FieldReader * reader)
+read_number(FieldReader *reader)
 {
 	int			value = 0;
 	int			ndigits = 0;
@@ -170,7 +171,7 @@ read_number(FieldReader * reader)
 
 /* A number or a name, as a value of the field. */
 static int
-read_value(FieldReader * reader)
+read_value(FieldReader *reader)
 {
 	int			low = fields[reader->number].low;
 	int			highest = fields[reader->number].highest;
@@ -191,7 +192,7 @@ read_value(FieldReader * reader)
 
 /* What follows "/"; 1 if there is none. */
 static int
-read_step(FieldReader * reader, int low, int high, bool is_single)
+read_step(FieldReader *reader, int low, int high, bool is_single)
 {
 	int			step;
 
@@ -211,7 +212,7 @@ read_step(FieldReader * reader, int low, int high, bool is_single)
 
 /* A star, a value, or a range, perhaps with a step; adds its values. */
 static void
-read_element(FieldReader * reader, uint64 *values)
+read_element(FieldReader *reader, uint64 *values)
 {
 	int			low = fields[reader->number].low;
 	int			high = fields[reader->number].high;
@@ -275,7 +276,7 @@ split(const char *spec, char *text, const char **parts)
 }
 
 static void
-read_fields(const char *spec, const char *text, MsgqCron * cron)
+read_fields(const char *spec, const char *text, MsgqCron *cron)
 {
 	const char *parts[NFIELDS];
 
@@ -318,17 +319,17 @@ read_interval(const char *spec, const char *text)
 
 /* What an alias stands for; the text itself if it is none. */
 static const char *
-resolve_alias(const char *spec, const char *text)
+resolve_alias(const char *spec, const char *given)
 {
-	if (*text !='@')
-		return text;
+	if (*given != '@')
+		return given;
 
 	for (size_t i = 0; i < lengthof(aliases); i++)
 	{
-		if (pg_strcasecmp(text, aliases[i].alias) == 0)
+		if (pg_strcasecmp(given, aliases[i].alias) == 0)
 			return aliases[i].fields;
 	}
-	refuse_spec(spec, psprintf("There is no \"%s\".", text),
+	refuse_spec(spec, psprintf("There is no \"%s\".", given),
 				"There are @every with an interval, @hourly, @daily, @midnight, @weekly, @monthly, @yearly and @annually.");
 	return NULL;
 }
@@ -350,7 +351,7 @@ trimmed(const char *text)
  * 22007 or 22008 if the text after "@every" is no interval.
  */
 void
-msgq_cron_parse(const char *spec, MsgqCron * cron)
+msgq_cron_parse(const char *spec, MsgqCron *cron)
 {
 	static const char every[] = "@every";
 	size_t		length = strlen(every);
@@ -396,7 +397,7 @@ matches(uint64 values, int value)
 
 /* Does this day match, counted from 2000-01-01? */
 static bool
-day_matches(const MsgqCron * cron, int64 day)
+day_matches(const MsgqCron *cron, int64 day)
 {
 	int			julian = (int) (day + POSTGRES_EPOCH_JDATE);
 	int			year;
@@ -415,7 +416,7 @@ day_matches(const MsgqCron * cron, int64 day)
 
 /* The first minute of a day, not before this one, that matches; -1 if none. */
 static int
-minute_of_day(const MsgqCron * cron, int from)
+minute_of_day(const MsgqCron *cron, int from)
 {
 	for (int hour = from / MINS_PER_HOUR; hour < HOURS_PER_DAY; hour++)
 	{
@@ -430,7 +431,7 @@ minute_of_day(const MsgqCron * cron, int from)
 
 /* The first matching local time of those from "from" on, before "end". */
 static int64
-find_local(const MsgqCron * cron, int64 from, int64 end)
+find_local(const MsgqCron *cron, int64 from, int64 end)
 {
 	int64		minutes = floor_divide(from + SECS_PER_MINUTE - 1, SECS_PER_MINUTE);
 	int64		day = floor_divide(minutes, MINS_PER_HOUR * HOURS_PER_DAY);
@@ -466,11 +467,11 @@ typedef struct Span
 	int64		end;			/* NEVER: it has none */
 	int64		offset;			/* local time minus UTC */
 	int64		reached;		/* the latest local time before it */
-}			Span;
+} Span;
 
 /* Sets where a span ends, and its offset, from its start; false if unknown. */
 static bool
-measure(Span * span, const pg_tz *zone)
+measure(Span *span, const pg_tz *zone)
 {
 	pg_time_t	start = span->start + EPOCH_DIFFERENCE;
 	pg_time_t	boundary;
@@ -487,7 +488,7 @@ measure(Span * span, const pg_tz *zone)
 
 /* The earliest due time in a span, from "first" on, up to "limit". */
 static int64
-due_in_span(const MsgqCron * cron, const Span * span, int64 first, int64 limit)
+due_in_span(const MsgqCron *cron, const Span *span, int64 first, int64 limit)
 {
 	int64		local_start = span->start + span->offset;
 	int64		from = Max(span->start, first) + span->offset;
@@ -505,7 +506,7 @@ due_in_span(const MsgqCron * cron, const Span * span, int64 first, int64 limit)
 
 /* The first due time from "first" on. */
 static int64
-due_from(const MsgqCron * cron, const pg_tz *zone, int64 first)
+due_from(const MsgqCron *cron, const pg_tz *zone, int64 first)
 {
 	int64		limit = first + (int64) SEARCH_YEARS * (DAYS_PER_YEAR * SECS_PER_DAY);
 	Span		span = {.start = first - MAX_TURN_DAYS * SECS_PER_DAY};
@@ -547,7 +548,7 @@ next_interval(int64 every, TimestampTz anchor, TimestampTz after)
  * are counted from the anchor, and have no time zone.
  */
 TimestampTz
-msgq_cron_next(const MsgqCron * cron, const pg_tz *zone, TimestampTz anchor,
+msgq_cron_next(const MsgqCron *cron, const pg_tz *zone, TimestampTz anchor,
 			   TimestampTz after)
 {
 	int64		due;
@@ -565,7 +566,7 @@ msgq_cron_next(const MsgqCron * cron, const pg_tz *zone, TimestampTz anchor,
  * minus infinity if there is none.
  */
 TimestampTz
-msgq_cron_latest(const MsgqCron * cron, const pg_tz *zone, TimestampTz anchor,
+msgq_cron_latest(const MsgqCron *cron, const pg_tz *zone, TimestampTz anchor,
 				 TimestampTz after, TimestampTz until)
 {
 	TimestampTz low = after;	/* the next one after this is not too late */

@@ -21,12 +21,12 @@ typedef struct MsgqCron
 	uint64		days_of_week;	/* 0 is Sunday */
 	bool		both_days;		/* a day must match both of its fields */
 	bool		through_hours;	/* the field of hours begins with a star */
-}			MsgqCron;
+} MsgqCron;
 
-extern void msgq_cron_parse(const char *spec, MsgqCron * cron);
-extern TimestampTz msgq_cron_next(const MsgqCron * cron, const pg_tz *zone,
+extern void msgq_cron_parse(const char *spec, MsgqCron *cron);
+extern TimestampTz msgq_cron_next(const MsgqCron *cron, const pg_tz *zone,
 								  TimestampTz anchor, TimestampTz after);
-extern TimestampTz msgq_cron_latest(const MsgqCron * cron, const pg_tz *zone,
+extern TimestampTz msgq_cron_latest(const MsgqCron *cron, const pg_tz *zone,
 									TimestampTz anchor, TimestampTz after,
 									TimestampTz until);
 extern pg_tz *msgq_timezone_find(const char *name);

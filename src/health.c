@@ -15,16 +15,21 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
 
 #include "owner.h"
 #include "retention.h"
 #include "ring.h"
 #include "shared.h"
 #include "stream.h"
+#include "testing.h"
 #include "worker.h"
 
 /* A snapshot that is older than so many seconds keeps much from vacuum. */
 #define OLD_SNAPSHOT		300
+
+/* So many seconds after its due time a schedule should have fired. */
+#define OVERDUE				60
 
 typedef struct Report
 {
@@ -217,6 +222,48 @@ check_streams(Report *report)
 				 names.data) : "none holds too much for its groups");
 }
 
+/* The schedules that are overdue, and at which the caller may look; or NULL. */
+static char *
+overdue_schedules(void)
+{
+	Datum		missed = TimestampTzGetDatum(msgq_now() - OVERDUE * USECS_PER_SEC);
+
+	return query(psprintf("SELECT string_agg(format('\"%%s\"', name), ', ' ORDER BY next_at, name) FROM ("
+						  "SELECT name, next_at FROM msgq.schedules WHERE next_at < '%s'::timestamptz "
+						  "ORDER BY next_at LIMIT 10) AS overdue",
+						  DatumGetCString(DirectFunctionCall1(timestamptz_out, missed))));
+}
+
+/* Of the schedules at which the caller may look. */
+static void
+check_schedules(Report *report)
+{
+	char	   *overdue;
+
+	if (query("SELECT name FROM msgq.schedules LIMIT 1") == NULL)
+		put(report, "schedules", "ok", "there are no schedules");
+	else if (RecoveryInProgress())
+		put(report, "schedules", "ok", "a standby fires none");
+	else if (!msgq_worker_enabled)
+		put(report, "schedules", "warning",
+			"the worker is turned off by msgq.worker; schedules are fired by msgq.maintain() only");
+	else if (!msgq_shared_preloaded() && !msgq_worker_runs())
+	{
+		msgq_worker_insist();
+		put(report, "schedules", "warning",
+			"no worker was there to fire them, and one was asked for just now; with msgq in shared_preload_libraries there is always one in time");
+	}
+	else
+	{
+		msgq_worker_want();
+		overdue = overdue_schedules();
+		put(report, "schedules", overdue ? "warning" : "ok",
+			overdue ?
+			psprintf("overdue by more than a minute: %s; see the server's log", overdue) :
+			"none is overdue");
+	}
+}
+
 /* health() */
 PG_FUNCTION_INFO_V1(msgq_health);
 Datum
@@ -234,6 +281,7 @@ msgq_health(PG_FUNCTION_ARGS)
 	check_audit(&report);
 	check_wakeups(&report);
 	check_streams(&report);
+	check_schedules(&report);
 	return (Datum) 0;
 }
 

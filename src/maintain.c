@@ -5,7 +5,8 @@
  *
  * A round turns and empties stores (store.c), turns streams and drops what is
  * old in them (retention.c), turns the logs of topics (retained.c) and empties
- * that of replies (request.c), turns and empties the inbox (inbox.c), enters failed pops into their messages' rows
+ * that of replies (request.c), turns and empties the inbox (inbox.c), fires
+ * schedules (fire.c), enters failed pops into their messages' rows
  * (poison.c), turns rings and empties segments (ring.c), gives up messages that
  * have expired or whose deliveries have all failed (deadletter.c), counts and
  * audits queues, and saves their totals (stats.c).  It costs little where
@@ -42,6 +43,7 @@
 #include "utils/timestamp.h"
 
 #include "deadletter.h"
+#include "fire.h"
 #include "inbox.h"
 #include "maintain.h"
 #include "message.h"
@@ -51,6 +53,7 @@
 #include "retained.h"
 #include "retention.h"
 #include "ring.h"
+#include "schedule.h"
 #include "shared.h"
 #include "stats.h"
 #include "store.h"
@@ -75,9 +78,12 @@
  */
 #define TURN_TIME			(20 * USECS_PER_SEC)
 
-/* What a step says that it maintains, where that has no number. */
-#define REPLIES		0
-#define INBOX		(-1)
+/* A schedule that could not be fired is tried again after this. */
+#define REFIRE_TIME			(10 * USECS_PER_SEC)
+#define REFIRE_LOCKED_TIME	(1 * USECS_PER_SEC)
+
+/* So often a schedule that has much to catch up with is fired in a round. */
+#define MAX_FIRE_STEPS		10
 
 /* A segment that is parked is looked at at least this often. */
 #define PARKED_TIME			(60 * USECS_PER_SEC)
@@ -203,10 +209,8 @@ fail_step(MsgqMaintenance *m, int32 queue_id, MemoryContext context,
 	m->round.failed++;
 	ereport(WARNING,
 			(errcode(error->sqlerrcode),
-			 queue_id == REPLIES ?
-			 errmsg("could not maintain replies: %s", error->message) :
-			 queue_id == INBOX ?
-			 errmsg("could not maintain the inbox: %s", error->message) :
+			 m->subject ?
+			 errmsg("could not %s: %s", m->subject, error->message) :
 			 errmsg("could not maintain the queue, stream or topic with number %d: %s",
 					queue_id, error->message)));
 	FreeErrorData(error);
@@ -670,15 +674,15 @@ static void
 do_inbox_work(MsgqMaintenance *m)
 {
 	if (m->inbox.turn)
-		run_step(m, turn_inbox_step, INBOX, 0);
+		run_step(m, turn_inbox_step, 0, 0);
 	for (int part = 0; part < m->inbox.parts; part++)
 	{
 		if (!m->by_hand && msgq_database_is_wanted(MyDatabaseId))
 			return;
-		run_step(m, move_claims_step, INBOX, part);
+		run_step(m, move_claims_step, 0, part);
 	}
 	if (m->inbox.empty)
-		run_step(m, empty_inbox_step, INBOX, 0);
+		run_step(m, empty_inbox_step, 0, 0);
 }
 
 /*
@@ -693,8 +697,10 @@ maintain_inbox(MsgqMaintenance *m)
 	if (begun < m->inbox_next)
 		return;
 	memset(&m->inbox, 0, sizeof(m->inbox));
-	run_step(m, look_at_inbox_step, INBOX, 0);
+	m->subject = "maintain the inbox";
+	run_step(m, look_at_inbox_step, 0, 0);
 	do_inbox_work(m);
+	m->subject = NULL;
 	m->busy |= m->inbox.done;
 	if (!m->inbox.done)
 		m->inbox_next = GetCurrentTimestamp() +
@@ -861,16 +867,114 @@ maintain_topics(MsgqMaintenance *m)
 		run_step(m, retained_step, lfirst_int(cell), 0);
 	}
 	list_free(ids);
-	run_step(m, replies_step, REPLIES, 0);
+	m->subject = "maintain replies";
+	run_step(m, replies_step, 0, 0);
+	m->subject = NULL;
 }
 
-/* One round over all queues, streams and topics of the database. */
+/*
+ * The schedules, from when they are remembered on, as long as none has changed.
+ * By hand, nothing is.
+ */
+static void
+read_schedules(MsgqMaintenance *m)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	uint64		generation;
+
+	begin_step(m);
+	generation = msgq_schedule_generation();
+	if (m->schedules == NULL || m->schedules_generation != generation)
+	{
+		if (m->schedules)
+			pfree(m->schedules);
+		m->schedules = NULL;
+		m->schedules = msgq_schedule_list(m->memory ? TopMemoryContext : context,
+										  &m->nschedules);
+		m->schedules_generation = generation;
+	}
+	end_step(m, context, owner);
+}
+
+static void
+fire_step(MsgqMaintenance *m, int32 unused, int n)
+{
+	MsgqRound	before = m->round;
+	MsgqScheduleEntry *entry = &m->schedules[n];
+
+	PG_TRY();
+	{
+		entry->next = msgq_fire(entry->id, &m->round);
+	}
+	PG_CATCH();
+	{
+		/* What was counted has not happened. */
+		m->round = before;
+		if (geterrcode() == ERRCODE_LOCK_NOT_AVAILABLE)
+			entry->next = msgq_now() + REFIRE_LOCKED_TIME;
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	m->busy = true;
+}
+
+static void
+fire_log_step(MsgqMaintenance *m, int32 unused, int n)
+{
+	m->busy |= msgq_fire_log_turn(&m->round);
+}
+
+/* Fires a schedule that is due; if that fails, it is tried again later. */
+static void
+fire_schedule(MsgqMaintenance *m, int n)
+{
+	MsgqScheduleEntry *entry = &m->schedules[n];
+
+	m->subject = psprintf("fire schedule \"%s\"", NameStr(entry->name));
+	for (int i = 0; i < MAX_FIRE_STEPS && entry->next <= msgq_now(); i++)
+	{
+		entry->next = msgq_now() + REFIRE_TIME;
+		run_step(m, fire_step, 0, n);
+	}
+}
+
+/* Fires what is due, and turns the log of that. */
+static void
+maintain_schedules(MsgqMaintenance *m)
+{
+	read_schedules(m);
+	for (int i = 0; i < m->nschedules; i++)
+	{
+		if (!m->by_hand && msgq_database_is_wanted(MyDatabaseId))
+			break;
+		if (m->schedules[i].next <= msgq_now())
+			fire_schedule(m, i);
+	}
+	m->subject = "maintain the log of schedules";
+	run_step(m, fire_log_step, 0, 0);
+	m->subject = NULL;
+}
+
+/* When a schedule is due next, as was seen last; 0 for never. */
+TimestampTz
+msgq_maintain_next_fire(const MsgqMaintenance *m)
+{
+	TimestampTz next = DT_NOEND;
+
+	for (int i = 0; i < m->nschedules; i++)
+		next = Min(next, m->schedules[i].next);
+	return TIMESTAMP_NOT_FINITE(next) ? 0 : next;
+}
+
+/* One round over all queues, streams, topics and schedules of the database. */
 static void
 maintain(MsgqMaintenance *m)
 {
 	int			n;
 	Work	   *work;
 
+	maintain_schedules(m);
 	maintain_stores(m);
 	maintain_inbox(m);
 	maintain_streams(m);
@@ -927,7 +1031,9 @@ msgq_maintain_due(MsgqMaintenance *m)
 	foreach(cell, streams)
 		run_step(m, stream_due_step, lfirst_int(cell), 0);
 	list_free(streams);
-	earliest = m->stream_due;
+	earliest = msgq_maintain_next_fire(m);
+	if (m->stream_due != 0 && (earliest == 0 || m->stream_due < earliest))
+		earliest = m->stream_due;
 	for (int i = 0; i < n; i++)
 	{
 		MsgqSlot   *slot = work[i].n != 0 ? NULL :
@@ -1028,6 +1134,7 @@ round_as_jsonb(const MsgqRound *round)
 	msgq_push_number(&state, "waiting", round->waiting);
 	msgq_push_number(&state, "given_up", round->given_up);
 	msgq_push_number(&state, "rolled_back", round->rolled_back);
+	msgq_push_number(&state, "fired", round->fired);
 	msgq_push_number(&state, "failed", round->failed);
 	return JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL));
 }

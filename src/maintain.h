@@ -34,12 +34,18 @@ typedef struct MsgqMaintenance
 	MsgqInboxWork inbox;		/* what is due to be done in it */
 	TimestampTz inbox_next;		/* when to look at it again */
 	TimestampTz stream_due;		/* when a stream is to be looked at; 0: never */
+	struct MsgqScheduleEntry *schedules;	/* as they were when they were
+											 * read */
+	int			nschedules;
+	uint64		schedules_generation;
+	const char *subject;		/* of the step, for messages; NULL: a number */
 } MsgqMaintenance;
 
 extern void msgq_maintain_remember(MsgqMaintenance *m);
 extern void msgq_maintain_round(MsgqMaintenance *m);
 extern bool msgq_maintain_notify(MsgqMaintenance *m);
 extern void msgq_maintain_save(MsgqMaintenance *m);
+extern TimestampTz msgq_maintain_next_fire(const MsgqMaintenance *m);
 extern TimestampTz msgq_maintain_due(MsgqMaintenance *m);
 
 extern void msgq_worker_lock_tag(LOCKTAG *tag, int kind);

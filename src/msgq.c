@@ -11,8 +11,9 @@
  * redrive.c); poison.c notes failures of which no row tells.
  *
  * Streams are another life, which stream.c begins to tell.  capture.c makes
- * messages of changes of tables, cloudevent.c gives messages another form, and
- * inbox.c knows which messages of others were dealt with.
+ * messages of changes of tables, schedule.c and fire.c of the time of day,
+ * cloudevent.c gives messages another form, and inbox.c knows which messages of
+ * others were dealt with.
  *
  * ring.c and store.c reclaim space, maintain.c does that for all queues,
  * worker.c in the background; health.c says what is wrong, stats.c counts.
@@ -38,6 +39,7 @@
 #include "poison.h"
 #include "queue.h"
 #include "ring.h"
+#include "schedule.h"
 #include "sequencer.h"
 #include "shared.h"
 #include "stats.h"
@@ -88,6 +90,7 @@ transaction_callback(XactEvent event, void *arg)
 		case XACT_EVENT_PRE_COMMIT:
 			msgq_lease_pre_commit();
 			msgq_poison_pre_commit();
+			msgq_schedule_pre_commit();
 			break;
 		case XACT_EVENT_COMMIT:
 			msgq_frontier_transaction_ended(true);
@@ -96,6 +99,7 @@ transaction_callback(XactEvent event, void *arg)
 			msgq_lease_forget();
 			msgq_sequence_transaction_ended(true);
 			msgq_wakeup_transaction_ended(true);
+			msgq_schedule_transaction_ended(true);
 			break;
 		case XACT_EVENT_ABORT:
 			msgq_append_forget(1);
@@ -106,6 +110,7 @@ transaction_callback(XactEvent event, void *arg)
 			msgq_sequence_transaction_ended(false);
 			msgq_wait_end();
 			msgq_wakeup_transaction_ended(false);
+			msgq_schedule_transaction_ended(false);
 			break;
 		case XACT_EVENT_PREPARE:
 			msgq_frontier_transaction_ended(false);
@@ -114,6 +119,7 @@ transaction_callback(XactEvent event, void *arg)
 			msgq_lease_forget();
 			msgq_sequence_transaction_ended(false);
 			msgq_wakeup_forget();
+			msgq_schedule_transaction_ended(false);
 			break;
 		case XACT_EVENT_PRE_PREPARE:
 			msgq_poison_pre_commit();
@@ -179,4 +185,5 @@ _PG_init(void)
 	msgq_topic_init();
 	msgq_capture_init();
 	msgq_inbox_init();
+	msgq_schedule_init();
 }

@@ -28,6 +28,7 @@ typedef struct MsgqRound
 	int64		rolled_back;	/* messages whose failed pops were entered */
 	int64		given_up;		/* messages that had expired, or whose
 								 * deliveries had all failed */
+	int64		fired;			/* due times of schedules */
 	int64		failed;			/* queues that raised an error */
 } MsgqRound;
 

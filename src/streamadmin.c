@@ -31,7 +31,7 @@
 
 #include "admin.h"
 #include "argument.h"
-#include "capture.h"
+#include "dependent.h"
 #include "owner.h"
 #include "places.h"
 #include "retention.h"
@@ -614,7 +614,7 @@ msgq_drop_stream(PG_FUNCTION_ARGS)
 	if (stream == NULL ||
 		!has_privs_of_role(GetUserId(), msgq_storage_owner()))
 		stream = msgq_stream_get(name, MSGQ_RIGHT_ADMIN);
-	msgq_capture_refuse_drop(stream->id, "stream", name);
+	msgq_refuse_dependents("stream", name, stream->id);
 	/* Those who wait for an entry there wait in vain. */
 	if (OidIsValid(stream->sequence))
 		msgq_wake_at_commit(msgq_slot_get(stream->sequence, stream->created_at),

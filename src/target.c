@@ -49,6 +49,19 @@ msgq_target_get(const char *name, AclMode right, MsgqTarget *target)
 				 errmsg("there is no queue, stream or topic \"%s\"", name)));
 }
 
+/* The view that carries the rights on it; InvalidOid if it has gone. */
+Oid
+msgq_target_handle(const MsgqTarget *target)
+{
+	static const char letters[] = {
+		[MSGQ_TARGET_QUEUE] = 'q',
+		[MSGQ_TARGET_STREAM] = 's',
+		[MSGQ_TARGET_TOPIC] = 't',
+	};
+
+	return msgq_relation_oid(psprintf("%c%d", letters[target->kind], target->id));
+}
+
 /* Stores them there; false if that has another name now. */
 static bool
 store(const char *command, const MsgqTarget *target, MsgqOutgoing *messages,

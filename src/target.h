@@ -11,6 +11,7 @@
 #include "topic.h"
 
 extern void msgq_target_get(const char *name, AclMode right, MsgqTarget *target);
+extern Oid	msgq_target_handle(const MsgqTarget *target);
 extern bool msgq_target_send(const char *command, MsgqTarget *target,
 							 MsgqOutgoing *messages, const Datum *routing_keys);
 

@@ -55,6 +55,8 @@ static const struct config_enum_entry points[] = {
 	{"publish-routed", MSGQ_POINT_PUBLISH_ROUTED, false},
 	{"request-sent", MSGQ_POINT_REQUEST_SENT, false},
 	{"inbox-chosen", MSGQ_POINT_INBOX_CHOSEN, false},
+	{"fire-read", MSGQ_POINT_FIRE_READ, false},
+	{"fire-stored", MSGQ_POINT_FIRE_STORED, false},
 	{NULL, 0, false}
 };
 

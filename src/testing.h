@@ -36,7 +36,9 @@ typedef enum MsgqTestPoint
 	MSGQ_POINT_SEQUENCE_SNAPSHOT,	/* sequence: snapshot taken, nothing seen */
 	MSGQ_POINT_PUBLISH_ROUTED,	/* publish: routed, nothing locked */
 	MSGQ_POINT_REQUEST_SENT,	/* request: committed, not yet looked */
-	MSGQ_POINT_INBOX_CHOSEN		/* claim: table chosen, not locked */
+	MSGQ_POINT_INBOX_CHOSEN,	/* claim: table chosen, not locked */
+	MSGQ_POINT_FIRE_READ,		/* fire: last fire read, nothing stored */
+	MSGQ_POINT_FIRE_STORED		/* fire: stored, not committed */
 } MsgqTestPoint;
 
 /* The setting msgq.test_point; MSGQ_POINT_NONE but in tests. */

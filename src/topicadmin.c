@@ -33,7 +33,7 @@
 
 #include "admin.h"
 #include "argument.h"
-#include "capture.h"
+#include "dependent.h"
 #include "owner.h"
 #include "retained.h"
 #include "route.h"
@@ -387,30 +387,6 @@ msgq_alter_topic(PG_FUNCTION_ARGS)
  * ---------------------------------------------------------------------------
  */
 
-/* Raises 2BP01 if other topics send it what they cannot route. */
-static void
-refuse_used_alternate(int32 topic_id, const char *name)
-{
-	MemoryContext caller = CurrentMemoryContext;
-	char	   *users;
-	MsgqSpi		spi;
-
-	msgq_spi_begin(&spi, msgq_storage_owner());
-	msgq_spi_run("SELECT string_agg(format('\"%%s\"', name), ', ' ORDER BY name) "
-				 "FROM msgq.topic WHERE alternate = %d", topic_id);
-	users = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
-	if (users)
-		users = MemoryContextStrdup(caller, users);
-	msgq_spi_end(&spi);
-	if (users)
-		ereport(ERROR,
-				(errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
-				 errmsg("topic \"%s\" cannot be dropped, because it is an alternate",
-						name),
-				 errdetail("It is the alternate of: %s.", users),
-				 errhint("Drop those first, or give them another alternate with msgq.alter_topic().")));
-}
-
 static void
 drop_storage(const MsgqTopic *topic)
 {
@@ -458,8 +434,7 @@ msgq_drop_topic(PG_FUNCTION_ARGS)
 		!has_privs_of_role(GetUserId(), msgq_storage_owner()))
 		topic = msgq_topic_get(name, MSGQ_RIGHT_ADMIN);
 	lock_quiet_topic(topic, AccessExclusiveLock);
-	refuse_used_alternate(topic->id, name);
-	msgq_capture_refuse_drop(topic->id, "topic", name);
+	msgq_refuse_dependents("topic", name, topic->id);
 	drop_storage(topic);
 	PG_RETURN_BOOL(true);
 }

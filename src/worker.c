@@ -8,10 +8,12 @@
  * there may be segments to reclaim.  When it is not preloaded, backends that
  * use msgq start the worker themselves.  A worker ends when for IDLE_TIME
  * there was nothing to do; so there is one while a database is busy.  As it
- * leaves it says when the next message expires, or is to be given up after its
- * last lease, and the launcher starts one then.  One that
+ * leaves it says when a schedule is due next, the next message expires, or is to
+ * be given up after its last lease, and the launcher starts one then.  One that
  * ends by accident is started again in the same ways, within the launcher's
- * RESTART_TIME or with the next use.
+ * RESTART_TIME or with the next use; it has said before when a schedule is due.
+ * Without a launcher nobody would start one for a schedule, so it stays as long as
+ * there are any.
  *
  * There is one worker at a time in a database: it holds MSGQ_WORKER_LOCK, and
  * where that is taken, another one ends at once.
@@ -75,6 +77,9 @@
 /* Without something to do for this long, a worker ends. */
 #define IDLE_TIME			(2 * USECS_PER_SEC)
 
+/* It does not end if a schedule is due within this time. */
+#define STAY_TIME			(10 * USECS_PER_SEC)
+
 /* How often a worker looks whether its database is wanted. */
 #define LOOK_TIME			100 /* milliseconds */
 
@@ -106,6 +111,9 @@ static bool am_worker = false;
 
 /* The entry of our database, once we have used msgq. */
 static MsgqDatabase *used_database = NULL;
+
+/* When this backend has asked for a worker, without a launcher. */
+static TimestampTz worker_asked_at = 0;
 
 static ProcessUtility_hook_type previous_utility_hook = NULL;
 static void utility_hook(PlannedStmt *statement, const char *query,
@@ -290,7 +298,6 @@ ask_for(int kind, int64 interval, TimestampTz *asked_at)
 void
 msgq_worker_want(void)
 {
-	static TimestampTz asked_at = 0;
 	MsgqDatabase *entry;
 
 	if (!msgq_worker_enabled || IsBinaryUpgrade || am_worker)
@@ -308,7 +315,15 @@ msgq_worker_want(void)
 		if (pg_atomic_read_u32(&entry->worker_pid) != 0)
 			return;
 	}
-	ask_for(MSGQ_WORKER_LOCK, ASK_TIME, &asked_at);
+	ask_for(MSGQ_WORKER_LOCK, ASK_TIME, &worker_asked_at);
+}
+
+/* The same, also if one was asked for just now, which may have left again. */
+void
+msgq_worker_insist(void)
+{
+	worker_asked_at = 0;
+	msgq_worker_want();
 }
 
 /*
@@ -590,11 +605,13 @@ static bool
 enter_database(void)
 {
 	MsgqDatabase *entry;
+	bool		has_msgq;
 	bool		entered;
 
 	StartTransactionCommand();
-	entered = OidIsValid(get_extension_oid("msgq", true)) &&
-		OidIsValid(msgq_relation_oid("queue")) && lock_worker(MSGQ_WORKER_LOCK);
+	has_msgq = OidIsValid(get_extension_oid("msgq", true)) &&
+		OidIsValid(msgq_relation_oid("queue"));
+	entered = has_msgq && lock_worker(MSGQ_WORKER_LOCK);
 	CommitTransactionCommand();
 	entry = entered ? msgq_database_get(MyDatabaseId) :
 		msgq_database_find(MyDatabaseId);
@@ -602,11 +619,12 @@ enter_database(void)
 	{
 		if (entry && pg_atomic_read_u32(&entry->worker_pid) == 0)
 			pg_atomic_write_u32(&entry->active, 0);
+		if (entry && !has_msgq)
+			pg_atomic_write_u64(&entry->due_at, 0);
 		return false;
 	}
 	if (entry)
 	{
-		pg_atomic_write_u64(&entry->due_at, 0);
 		pg_atomic_write_u32(&entry->worker_pid, MyProcPid);
 		before_shmem_exit(leave_database, PointerGetDatum(entry));
 	}
@@ -691,7 +709,7 @@ pin_settings(void)
 	SetConfigOption("search_path", "pg_catalog", PGC_SUSET, PGC_S_OVERRIDE);
 }
 
-/* We leave, and somebody should come back then, if that is not 0. */
+/* Somebody should come back then, when we have left, if that is not 0. */
 static void
 tell_when_due(TimestampTz due)
 {
@@ -699,6 +717,34 @@ tell_when_due(TimestampTz due)
 
 	if (entry)
 		pg_atomic_write_u64(&entry->due_at, (uint64) due);
+}
+
+/* Is it better to stay, for the sake of schedules? */
+static bool
+should_stay(const MsgqMaintenance *m)
+{
+	TimestampTz next = msgq_maintain_next_fire(m);
+
+	return m->nschedules > 0 &&
+		(!msgq_shared_preloaded() ||
+		 msgq_database_find(MyDatabaseId) == NULL || (next != 0 && next <= msgq_now() + STAY_TIME));
+}
+
+/*
+ * When to do the next round, after one that began then: earlier than usual if
+ * a schedule is due before that.
+ */
+static TimestampTz
+next_round_after(const MsgqMaintenance *m, TimestampTz begun)
+{
+	TimestampTz usual = begun + msgq_worker_interval * INT64CONST(1000);
+	TimestampTz fire = msgq_maintain_next_fire(m);
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (fire == 0)
+		return usual;
+	/* The clock of schedules may be another one. */
+	return Min(usual, now + Max(LOOK_TIME * INT64CONST(1000), fire - msgq_now()));
 }
 
 /*
@@ -731,7 +777,9 @@ work(MsgqMaintenance *m)
 			msgq_maintain_round(m);
 			if (m->busy)
 				last_busy = GetCurrentTimestamp();
-			next_round = now + msgq_worker_interval * INT64CONST(1000);
+			/* Should we be killed, this is what the launcher goes by. */
+			tell_when_due(msgq_maintain_next_fire(m));
+			next_round = next_round_after(m, now);
 		}
 		if (msgq_notify_interval > 0 && GetCurrentTimestamp() >= next_notification)
 		{
@@ -746,7 +794,7 @@ work(MsgqMaintenance *m)
 		/* Dropped, or made anew. */
 		if (extension_table() != table)
 			return;
-		if (next_notification <= now &&
+		if (next_notification <= now && !should_stay(m) &&
 			now - last_busy > IDLE_TIME + msgq_worker_interval * INT64CONST(1000))
 		{
 			msgq_maintain_save(m);

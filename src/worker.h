@@ -15,6 +15,7 @@ extern int	msgq_notify_interval;
 
 extern void msgq_worker_init(void);
 extern void msgq_worker_want(void);
+extern void msgq_worker_insist(void);
 extern void msgq_worker_remind(void);
 extern bool msgq_worker_runs(void);
 extern bool msgq_sequencer_runs(void);

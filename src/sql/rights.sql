@@ -11,3 +11,4 @@ GRANT SELECT ON msgq.queues, msgq.leases, msgq.queue_stats TO PUBLIC;
 GRANT SELECT ON msgq.streams, msgq.stream_stats, msgq.group_lag TO PUBLIC;
 GRANT SELECT ON msgq.topics, msgq.bindings TO PUBLIC;
 GRANT SELECT ON msgq.captures TO PUBLIC;
+GRANT SELECT ON msgq.schedules TO PUBLIC;

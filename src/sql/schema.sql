@@ -292,6 +292,66 @@ COMMENT ON TABLE msgq.reply_1 IS
 COMMENT ON TABLE msgq.reply_2 IS
 'replies for sessions that wait in msgq.request; one of two tables that take turns';
 
+/*
+ * Schedules (src/schedule.c).  The destination is a queue, a stream or a topic,
+ * whichever has that number.  owner is a role's name, since a dump may be
+ * restored where the role is not.
+ */
+CREATE SEQUENCE msgq.schedule_id AS int CACHE 1;
+
+CREATE TABLE msgq.schedule (
+	id int NOT NULL PRIMARY KEY,
+	name text COLLATE "C" NOT NULL UNIQUE,
+	owner text COLLATE "C" NOT NULL,
+	spec text COLLATE "C" NOT NULL,
+	timezone text COLLATE "C" NOT NULL,
+	destination_id int NOT NULL,
+	body jsonb NOT NULL,
+	headers jsonb CHECK (jsonb_typeof(headers) = 'object'),
+	catch_up text COLLATE "C" NOT NULL CHECK (catch_up IN ('none', 'one', 'all')),
+	created_at timestamptz NOT NULL,
+	scheduled_at timestamptz NOT NULL
+);
+
+COMMENT ON TABLE msgq.schedule IS
+'the schedules; written by msgq.schedule and msgq.unschedule only; read msgq.schedules instead';
+
+/*
+ * What schedules have fired, and passed over (src/fire.c).  fire_log, of one row
+ * at most, says which of the two tables takes new rows (the first one, if there
+ * is no row), and its size after the last turn.  The names are such that pg_dump
+ * restores what was fired before the schedules, lest they fire it again.
+ */
+CREATE TABLE msgq.fire_log (
+	log int NOT NULL CHECK (log IN (1, 2)),
+	log_bytes bigint NOT NULL
+);
+
+CREATE TABLE msgq.fired_1 (
+	schedule_id int NOT NULL,
+	due_at timestamptz NOT NULL,
+	fired_at timestamptz NOT NULL,
+	skipped boolean NOT NULL,
+	PRIMARY KEY (schedule_id, due_at)
+);
+
+CREATE TABLE msgq.fired_2 (
+	schedule_id int NOT NULL,
+	due_at timestamptz NOT NULL,
+	fired_at timestamptz NOT NULL,
+	skipped boolean NOT NULL,
+	PRIMARY KEY (schedule_id, due_at)
+);
+
+COMMENT ON TABLE msgq.fire_log IS
+'which of the tables msgq.fired_1 and msgq.fired_2 takes new rows';
+
+COMMENT ON TABLE msgq.fired_1 IS
+'due times that schedules have fired, or passed over; one of two tables that take turns';
+
+COMMENT ON TABLE msgq.fired_2 IS
+'due times that schedules have fired, or passed over; one of two tables that take turns';
+
 SELECT pg_catalog.pg_extension_config_dump('msgq.queue_id', '');
 SELECT pg_catalog.pg_extension_config_dump('msgq.queue', '');
 SELECT pg_catalog.pg_extension_config_dump('msgq.segment', '');
@@ -306,3 +366,8 @@ SELECT pg_catalog.pg_extension_config_dump('msgq.binding_id', '');
 SELECT pg_catalog.pg_extension_config_dump('msgq.binding', '');
 SELECT pg_catalog.pg_extension_config_dump('msgq.capture_id', '');
 SELECT pg_catalog.pg_extension_config_dump('msgq.capture', '');
+SELECT pg_catalog.pg_extension_config_dump('msgq.schedule_id', '');
+SELECT pg_catalog.pg_extension_config_dump('msgq.schedule', '');
+SELECT pg_catalog.pg_extension_config_dump('msgq.fire_log', '');
+SELECT pg_catalog.pg_extension_config_dump('msgq.fired_1', '');
+SELECT pg_catalog.pg_extension_config_dump('msgq.fired_2', '');

@@ -38,7 +38,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION msgq.drop_stream(text, boolean) IS
 'drops a stream with all its entries and groups; needs the right admin. Waits for transactions that use the stream.
 Result: true, or false if there was none and if_exists is true.
-Errors: 42704 no such stream, 42501 no right, 22004 NULL.';
+Errors: 42704 no such stream, 42501 no right, 22004 NULL, 2BP01 schedules send to it.';
 
 CREATE FUNCTION msgq.append(
 	stream text,

@@ -115,6 +115,12 @@ $session->safe(
 	SELECT msgq.inbox_claim('c', 'long', '1 year'), msgq.inbox_claim('c', 'short 7', '1 ms');
 	INSERT INTO msgq.inbox_state VALUES (2, 5);
 	GRANT INSERT ON msgq.inbox TO packer;
+	SELECT msgq.create_queue('scheduled', dead_letter_queue => '');
+	BEGIN;
+	SELECT msgq.schedule('yearly', '@yearly', 'scheduled', '{"n": 1}', '{"a": 1}', 'Europe/Berlin');
+	UPDATE msgq.schedule SET scheduled_at = '2020-01-01';
+	COMMIT;
+	SELECT msgq.maintain();
 	SELECT msgq.create_queue('renamed');
 	SELECT msgq.rename_queue('renamed', 'new "name"');
 	SELECT msgq.create_queue('dropped');
@@ -162,6 +168,9 @@ sub contents
 		SELECT 2, * FROM msgq.inbox_2 ORDER BY message_id;
 		SELECT name, settings, created_at FROM msgq.queues ORDER BY id;
 		SELECT * FROM msgq.leases ORDER BY queue, id;
+		SELECT * FROM msgq.schedules ORDER BY name;
+		TABLE msgq.schedule;
+		TABLE msgq.fired_1;
 		SELECT queue, ready, delayed, in_flight, segments
 			FROM msgq.queue_stats ORDER BY queue;
 		SELECT nspname, pg_get_userbyid(nspowner), nspacl::text
@@ -328,6 +337,15 @@ foreach my $restored (@restored)
 			WHERE msgq.inbox_claim('c', id)}),
 		'other short 7',
 		"$dbname: what was claimed before the dump is claimed");
+	# What was fired does not fire again.
+	$s->safe(q{SELECT msgq.maintain()});
+	is( $s->safe(
+			q{SELECT headers->>'msgq-schedule', count(*) FROM msgq.peek('scheduled') GROUP BY 1;
+			SELECT next_at > now() AND last_at < now() FROM msgq.schedules}),
+		"yearly|1\nt",
+		"$dbname: a schedule goes on where it was");
+	is($s->fails(q{SELECT msgq.schedule('monthly', '@monthly', 'scheduled', '1')}),
+		'', "$dbname: and another one can be made");
 
 	# Ids go on.
 	my $last = $s->safe("SELECT max(id) FROM msgq.q$id");
