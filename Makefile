@@ -76,6 +76,8 @@ OBJS = \
 	src/wakeup.o \
 	src/shared.o \
 	src/ring.o \
+	src/step.o \
+	src/upkeep.o \
 	src/maintain.o \
 	src/worker.o \
 	src/stats.o \

@@ -15,7 +15,7 @@
  * cloudevent.c gives messages another form, and inbox.c knows which messages of
  * others were dealt with.
  *
- * ring.c and store.c reclaim space, maintain.c does that for all queues,
+ * ring.c and store.c reclaim space; maintain.c, with upkeep.c, does that for all,
  * worker.c in the background; health.c says what is wrong, stats.c counts.
  * inspect.c only looks; admin.c makes and drops queues, whose settings are in
  * settings.c; argument.c and message.c translate between SQL and C; owner.c is

@@ -35,7 +35,7 @@
  * is always a writer, so it has to be waited for; those who come meanwhile
  * wait behind it.  The wait is short (table.c), and shorter than
  * deadlock_timeout usually is; where it was in vain because a transaction
- * stays open, the next attempt is long after that (maintain.c).  The time at
+ * stays open, the next attempt is long after that (step.h).  The time at
  * which a table is closed is read with the lock, so no row is younger.  The
  * lock on msgq.queue, which all who change metadata take (admin.c), is taken
  * after it, and only if it is free: nobody waits for one who waits here.
