@@ -271,6 +271,34 @@ DROP TRIGGER sneak ON mine;
 CREATE TRIGGER sneak BEFORE INSERT ON mine EXECUTE FUNCTION msgq.capture_changes('1');
 SELECT pg_temp.raised('INSERT INTO mine VALUES (1)');
 DROP TRIGGER sneak ON mine;
+-- Nor does one of that very table, for other events, or without the rows.
+CREATE TABLE own (id int);
+SELECT msgq.create_queue('own', dead_letter_queue => '');
+SELECT msgq.capture('own', 'own', '{insert,update}') AS own \gset
+SELECT regexp_replace(:'own', '\D', '', 'g') AS number, :'own' || '_update' AS update_name, :'own' || '_delete' AS delete_name \gset
+INSERT INTO own VALUES (1);
+CREATE TRIGGER sneak AFTER INSERT ON own FOR EACH ROW EXECUTE FUNCTION msgq.capture_changes(:number);
+SELECT pg_temp.raised('INSERT INTO own VALUES (2)');
+DROP TRIGGER sneak ON own;
+CREATE TRIGGER :"delete_name" AFTER DELETE ON own REFERENCING OLD TABLE AS o FOR EACH STATEMENT EXECUTE FUNCTION msgq.capture_changes(:number);
+SELECT pg_temp.raised('DELETE FROM own');
+DROP TRIGGER :"update_name" ON own;
+CREATE TRIGGER :"update_name" AFTER UPDATE ON own REFERENCING NEW TABLE AS n FOR EACH STATEMENT EXECUTE FUNCTION msgq.capture_changes(:number);
+SELECT pg_temp.raised('UPDATE own SET id = 2');
+DROP TRIGGER :"update_name" ON own;
+CREATE TRIGGER :"update_name" AFTER UPDATE ON own FOR EACH STATEMENT EXECUTE FUNCTION msgq.capture_changes(:number);
+SELECT pg_temp.raised('UPDATE own SET id = 2');
+SELECT op, new FROM came('own');
+DROP TABLE own;
+SELECT msgq.drop_queue('own');
+SELECT msgq.create_outbox('own', 'bus');
+SELECT regexp_replace(triggers::text, '\D', '', 'g') AS number, triggers || '_truncate' AS truncate_name, triggers || '_delete' AS delete_name FROM msgq.captures WHERE relation = 'own'::regclass \gset
+CREATE TRIGGER :"truncate_name" AFTER TRUNCATE ON own EXECUTE FUNCTION msgq.capture_changes(:number);
+SELECT pg_temp.raised('TRUNCATE own');
+CREATE TRIGGER :"delete_name" AFTER DELETE ON own FOR EACH ROW EXECUTE FUNCTION msgq.capture_changes(:number);
+INSERT INTO own VALUES (DEFAULT, 'order', '1', 't');
+SELECT pg_temp.raised('DELETE FROM own');
+DROP TABLE own;
 
 -- Rights: the table's triggers and content, and the right to send.
 CREATE ROLE regress_capture;

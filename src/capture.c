@@ -6,7 +6,8 @@
  * msgq.capture() (captureadmin.c) makes triggers that call the function of this
  * file, and a row of msgq.capture that says where the changes go.  The row is
  * what counts: whoever may make triggers can make one that calls the function,
- * but it does only what somebody was allowed to, for the table for which he was.
+ * but it does only what somebody was allowed to, for the table for which he was:
+ * a trigger that no capture would have made raises an error.
  *
  * A plain table has a trigger for each kind of statement, which fires once when
  * the statement is over, and finds all changed rows in transition tables.  A
@@ -40,6 +41,7 @@
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "executor/executor.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/catcache.h"
 #include "utils/datetime.h"
@@ -79,12 +81,21 @@ typedef struct Capture
 	Oid			relation;
 	MsgqTarget	target;
 	bool		is_outbox;
+	bool		has_event[TRIGGER_EVENT_OPMASK + 1];
 	bool		has_columns;	/* else it is all of them */
 	bool		has_key;
 	JsonPath   *filter;			/* or NULL */
 } Capture;
 
 static HTAB *cache = NULL;
+
+/* What a trigger's event is called. */
+static const char *const operations[TRIGGER_EVENT_OPMASK + 1] = {
+	[TRIGGER_EVENT_INSERT] = "insert",
+	[TRIGGER_EVENT_UPDATE] = "update",
+	[TRIGGER_EVENT_DELETE] = "delete",
+	[TRIGGER_EVENT_TRUNCATE] = "truncate",
+};
 
 /* What was read in another generation is read again. */
 static uint64 generation = 1;
@@ -119,6 +130,22 @@ create_cache(void)
 						HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 }
 
+static void
+read_events(Capture *capture, Datum events)
+{
+	Datum	   *names;
+	int			n;
+
+	deconstruct_array(DatumGetArrayTypeP(events), TEXTOID, -1, false, TYPALIGN_INT,
+					  &names, NULL, &n);
+	for (int i = 0; i < n; i++)
+	{
+		for (int k = 0; k < (int) lengthof(operations); k++)
+			capture->has_event[k] |=
+				strcmp(TextDatumGetCString(names[i]), operations[k]) == 0;
+	}
+}
+
 /* False if there is no such row. */
 static bool
 read_capture(Capture *capture)
@@ -145,6 +172,7 @@ read_capture(Capture *capture)
 		capture->target.id = DatumGetInt32(values[Anum_capture_destination_id - 1]);
 		capture->is_outbox =
 			strcmp(TextDatumGetCString(values[Anum_capture_kind - 1]), "outbox") == 0;
+		read_events(capture, values[Anum_capture_events - 1]);
 		capture->has_columns = DatumGetBool(values[Anum_capture_has_columns - 1]);
 		capture->has_key = DatumGetBool(values[Anum_capture_has_key - 1]);
 		if (!nulls[Anum_capture_filter - 1])
@@ -196,10 +224,28 @@ is_captured(const Capture *capture, Relation relation)
 						 capture->relation));
 }
 
+/* Has it this name, and does it see the rows that it must? */
+static bool
+is_made_by(const Capture *capture, const TriggerData *trigger)
+{
+	TriggerEvent event = trigger->tg_event;
+	int			operation = event & TRIGGER_EVENT_OPMASK;
+	char	   *name = psprintf(MSGQ_CAPTURE_TRIGGER "_%s", capture->id,
+								operations[operation]);
+
+	if (!capture->has_event[operation] ||
+		strcmp(trigger->tg_trigger->tgname, name) != 0)
+		return false;
+	if (TRIGGER_FIRED_FOR_ROW(event) || TRIGGER_FIRED_BY_TRUNCATE(event))
+		return true;
+	return (TRIGGER_FIRED_BY_INSERT(event) || trigger->tg_oldtable) &&
+		(TRIGGER_FIRED_BY_DELETE(event) || trigger->tg_newtable);
+}
+
 /*
  * What this trigger captures, a copy: what is cached can go while we send.
- * Raises 55000 if it captures nothing: somebody
- * made it by hand, or restored it from a part of a dump.
+ * Raises 55000 if it captures nothing: somebody made or renamed it by hand, or
+ * restored it from a part of a dump.
  */
 static Capture
 capture_of(const TriggerData *trigger)
@@ -209,13 +255,14 @@ capture_of(const TriggerData *trigger)
 	find_capture(pg_strtoint32(definition->tgargs[0]));
 	Capture		copy;
 
-	if (capture == NULL || !is_captured(capture, trigger->tg_relation))
+	if (capture == NULL || !is_captured(capture, trigger->tg_relation) ||
+		!is_made_by(capture, trigger))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("trigger \"%s\" of table \"%s\" captures nothing",
 						definition->tgname,
 						RelationGetRelationName(trigger->tg_relation)),
-				 errdetail("No capture of this table has that number."),
+				 errdetail("No capture of this table has made such a trigger."),
 				 errhint("Drop the trigger, and call msgq.capture().")));
 	copy = *capture;
 	if (copy.filter)
@@ -281,16 +328,6 @@ find_list(const Firing *firing, const char *suffix)
 	return NULL;
 }
 
-static const char *
-operation_of(TriggerEvent event)
-{
-	if (TRIGGER_FIRED_BY_INSERT(event))
-		return "insert";
-	if (TRIGGER_FIRED_BY_UPDATE(event))
-		return "update";
-	return TRIGGER_FIRED_BY_DELETE(event) ? "delete" : "truncate";
-}
-
 static void
 describe_columns(Firing *firing)
 {
@@ -340,7 +377,7 @@ begin_firing(Firing *firing, TriggerData *trigger)
 
 	firing->trigger = trigger;
 	firing->capture = capture_of(trigger);
-	firing->operation = operation_of(trigger->tg_event);
+	firing->operation = operations[trigger->tg_event & TRIGGER_EVENT_OPMASK];
 	firing->table = psprintf("%s.%s",
 							 get_namespace_name(get_rel_namespace(capture->relation)),
 							 get_rel_name(capture->relation));
@@ -460,6 +497,7 @@ add_change(Firing *firing, TupleTableSlot *old_row, TupleTableSlot *new_row)
 	text	   *key = key_of(firing, new_row ? new_row : old_row);
 
 	messages->contents[i] = body_of(firing, old_row, new_row);
+	firing->bytes += VARSIZE_ANY(DatumGetPointer(messages->contents[i]));
 	if (filter && !msgq_filter_passes(filter, msgq_filter_input(NULL,
 																&messages->contents[i])))
 		return;
