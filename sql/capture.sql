@@ -175,6 +175,24 @@ SELECT count(*) FROM msgq.peek('other', 10000);
 SELECT msgq.purge('changes'), msgq.purge('other');
 SELECT msgq.uncapture('item', 'bus');
 
+-- Rows that the filter declines do not keep their memory.  (A cast of the user's is called for each row.)
+CREATE TYPE place AS ENUM ('inner', 'last');
+CREATE FUNCTION weigh(p place) RETURNS json LANGUAGE plpgsql AS $$
+BEGIN
+	IF p = 'last' THEN
+		PERFORM set_config('regress.bytes', (SELECT sum(total_bytes) FROM pg_backend_memory_contexts WHERE name = 'msgq capture')::text, false);
+	END IF;
+	RETURN to_json(p::text);
+END $$;
+CREATE CAST (place AS json) WITH FUNCTION weigh(place);
+CREATE TABLE heavy (p place, name text);
+SELECT msgq.capture('heavy', 'changes', filter => '$.body.new.p == "last"') ~ 'msgq_capture' AS made;
+INSERT INTO heavy SELECT CASE i WHEN 20000 THEN 'last' ELSE 'inner' END::place, repeat('x', 1000) FROM generate_series(1, 20000) i;
+SELECT current_setting('regress.bytes')::int < 16000000 AS little;
+SELECT body->'new'->'p' AS p FROM msgq.pop('changes', 10);
+DROP TABLE heavy;
+DROP TYPE place CASCADE;
+
 -- Partitions: whatever table a statement names.
 CREATE TABLE sale (id int, region text, amount int, PRIMARY KEY (id, region)) PARTITION BY LIST (region);
 CREATE TABLE sale_eu PARTITION OF sale FOR VALUES IN ('eu');

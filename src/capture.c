@@ -64,7 +64,7 @@
 #include "target.h"
 #include "testing.h"
 
-/* Messages, and bytes of their bodies, that are sent at once. */
+/* Rows, and bytes of their messages, that are handled at once. */
 #define CHUNK_ROWS			500
 #define CHUNK_BYTES			(1024 * 1024)
 
@@ -298,7 +298,8 @@ typedef struct Firing
 	MemoryContext context;
 	MsgqOutgoing messages;
 	Datum	   *routing_keys;
-	Size		bytes;
+	int			nrows;			/* and bytes, with those that are declined: */
+	Size		bytes;			/* they need memory too */
 } Firing;
 
 /*
@@ -366,6 +367,7 @@ begin_chunk(Firing *firing)
 	msgq_outgoing_init(&firing->messages, CHUNK_ROWS, Anum_segment_body);
 	firing->messages.n = 0;
 	firing->routing_keys = palloc(sizeof(Datum) * CHUNK_ROWS);
+	firing->nrows = 0;
 	firing->bytes = 0;
 	MemoryContextSwitchTo(before);
 }
@@ -497,7 +499,6 @@ add_change(Firing *firing, TupleTableSlot *old_row, TupleTableSlot *new_row)
 	text	   *key = key_of(firing, new_row ? new_row : old_row);
 
 	messages->contents[i] = body_of(firing, old_row, new_row);
-	firing->bytes += VARSIZE_ANY(DatumGetPointer(messages->contents[i]));
 	if (filter && !msgq_filter_passes(filter, msgq_filter_input(NULL,
 																&messages->contents[i])))
 		return;
@@ -519,10 +520,9 @@ add_row(Firing *firing, TupleTableSlot *old_row, TupleTableSlot *new_row)
 						&firing->routing_keys[i]);
 	else
 		add_change(firing, old_row, new_row);
-	if (firing->messages.n > i)
-		firing->bytes += VARSIZE_ANY(DatumGetPointer(firing->messages.contents[i]));
+	firing->bytes += VARSIZE_ANY(DatumGetPointer(firing->messages.contents[i]));
 	MemoryContextSwitchTo(before);
-	if (firing->messages.n == CHUNK_ROWS || firing->bytes >= CHUNK_BYTES)
+	if (++firing->nrows == CHUNK_ROWS || firing->bytes >= CHUNK_BYTES)
 	{
 		send_chunk(firing);
 		begin_chunk(firing);
