@@ -164,6 +164,16 @@ SELECT msgq.uncapture('item', 'log');
 SELECT msgq.uncapture('item', 'log');
 SELECT msgq.drop_stream('log');
 
+-- Nor with another queue.
+SELECT msgq.create_queue('pair');
+CREATE TABLE failed (id int);
+SELECT msgq.capture('failed', 'pair.dead') ~ 'msgq_capture' AS made;
+SELECT msgq.drop_queue('pair');
+INSERT INTO failed VALUES (1);
+SELECT op, new FROM came('pair.dead');
+DROP TABLE failed;
+SELECT msgq.drop_queue('pair.dead');
+
 -- More rows than go out at once.
 INSERT INTO item (id, name) SELECT i, i FROM generate_series(1001, 2777) i;
 SELECT count(*), count(DISTINCT group_key), min(body->'new'->>'id') AS first, bool_and(body->'new'->>'id' = group_key) AS right_key FROM msgq.peek('changes', 10000);

@@ -671,7 +671,8 @@ has_messages(const MsgqQueue *queue)
 
 /*
  * The dead-letter queue that was made with a queue goes with it, unless it
- * holds messages, or somebody else uses it, or it is not the caller's to drop.
+ * holds messages, or somebody else uses it, or changes of tables go there, or it
+ * is not the caller's to drop.
  */
 static void
 drop_partner(const MsgqQueue *dropped)

@@ -47,7 +47,7 @@ AS 'MODULE_PATHNAME', 'msgq_drop_queue'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.drop_queue(text, boolean) IS
-'drops a queue with all its messages; needs the right admin. Waits for transactions that use the queue. The dead-letter queue <queue>.dead goes with it, unless it holds messages or other queues use it.
+'drops a queue with all its messages; needs the right admin. Waits for transactions that use the queue. The dead-letter queue <queue>.dead goes with it, unless it holds messages, or other queues use it, or changes of tables go there.
 Result: true, or false if there was none and if_exists is true.
 Errors: 42704 no such queue, 42501 no right, 22004 NULL, 2BP01 other queues'' dead letters go there, or schedules send to it.';
 
