@@ -246,6 +246,7 @@ TRUNCATE doc;
 SELECT * FROM came('changes');
 
 -- What is refused.
+CREATE TEMPORARY TABLE temporary (id int);
 SELECT pg_temp.raised(s) FROM unnest(ARRAY[
 	$$SELECT msgq.capture(NULL, 'changes')$$,
 	$$SELECT msgq.capture('item', NULL)$$,
@@ -269,6 +270,7 @@ SELECT pg_temp.raised(s) FROM unnest(ARRAY[
 	$$SELECT msgq.capture('item_pkey', 'other')$$,
 	$$SELECT msgq.capture('pg_stats', 'other')$$,
 	$$SELECT msgq.capture('pg_class', 'other')$$,
+	$$SELECT msgq.capture('pg_temp.temporary', 'other')$$,
 	$$SELECT msgq.capture('msgq.queue', 'other')$$,
 	$$SELECT msgq.capture(format('msgq.q%s_1', (SELECT id FROM msgq.queues WHERE name = 'other'))::regclass, 'other')$$,
 	$$SELECT msgq.uncapture(NULL, 'changes')$$,
@@ -363,6 +365,18 @@ SELECT pg_temp.raised($$SELECT msgq.uncapture('mine', 'changes')$$);
 RESET ROLE;
 SELECT op, new FROM came('changes');
 SELECT pg_temp.tried($$SELECT msgq.uncapture('mine', 'changes')$$);
+-- The owner can end it, whatever he has revoked from himself.
+GRANT CREATE ON SCHEMA public TO regress_capture;
+SET ROLE regress_capture;
+CREATE TABLE bare (id int);
+RESET ROLE;
+SELECT msgq.capture('bare', 'changes') ~ 'msgq_capture' AS made;
+SET ROLE regress_capture;
+REVOKE ALL ON bare FROM regress_capture;
+SELECT msgq.uncapture('bare', 'changes');
+DROP TABLE bare;
+RESET ROLE;
+REVOKE CREATE ON SCHEMA public FROM regress_capture;
 
 -- An outbox as Debezium's event router expects it.
 SELECT msgq.create_outbox('bank.outbox', 'bus');
@@ -391,6 +405,7 @@ SELECT pg_temp.raised(s) FROM unnest(ARRAY[
 	$$SELECT msgq.create_outbox('a.b.c.d', 'bus')$$,
 	$$SELECT msgq.create_outbox('nowhere.o', 'bus')$$,
 	$$SELECT msgq.create_outbox('', 'bus')$$,
+	$$SELECT msgq.create_outbox('pg_temp.o', 'bus')$$,
 	$$SELECT msgq.create_outbox('bank.outbox', 'bus')$$]) AS s;
 SELECT pg_temp.tried($$SELECT msgq.create_outbox('bank.mine', 'bus')$$);
 

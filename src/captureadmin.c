@@ -24,6 +24,7 @@
 #include "msgq.h"
 
 #include "access/htup_details.h"
+#include "catalog/catalog.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
@@ -159,31 +160,50 @@ refuse_relation(const char *name, const char *detail)
 			 errdetail_internal("%s", detail)));
 }
 
-/* Raises 42501 unless the caller may make triggers. */
-static void
-check_may_make_triggers(Oid relation)
+/* The name of the table; raises 42P01 if there is none. */
+static char *
+check_exists(Oid relation)
 {
-	AclResult	result = pg_class_aclcheck(relation, GetUserId(), ACL_TRIGGER);
-
-	if (result != ACLCHECK_OK)
-		aclcheck_error(result, OBJECT_TABLE, get_rel_name(relation));
-}
-
-/* Locks it, and finds out what it is; it stays as it is until the end. */
-static void
-lock_relation(CaptureCall *call)
-{
-	Oid			oid = call->relation;
-	char	   *name = get_rel_name(oid);
-	HeapTuple	row;
-	Form_pg_class class;
+	char	   *name = get_rel_name(relation);
 
 	if (name == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("there is no table with OID %u", oid)));
-	check_may_make_triggers(oid);
-	LockRelationOid(oid, ShareRowExclusiveLock);
+				 errmsg("there is no table with OID %u", relation)));
+	return name;
+}
+
+/* Raises 42501 unless the caller may make triggers. */
+static void
+check_may_make_triggers(Oid relation)
+{
+	char	   *name = check_exists(relation);
+	AclResult	result = pg_class_aclcheck(relation, GetUserId(), ACL_TRIGGER);
+
+	if (result != ACLCHECK_OK)
+		aclcheck_error(result, OBJECT_TABLE, name);
+}
+
+/* Raises 42501 unless the caller may drop triggers. */
+static void
+check_may_drop_triggers(Oid relation)
+{
+	char	   *name = check_exists(relation);
+
+	if (!msgq_owns_table(relation, GetUserId()))
+		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_TABLE, name);
+}
+
+/* Locks it, and finds out what it is; it stays as it is until the end. */
+static void
+lock_relation(CaptureCall *call, LOCKMODE lock)
+{
+	Oid			oid = call->relation;
+	char	   *name = check_exists(oid);
+	HeapTuple	row;
+	Form_pg_class class;
+
+	LockRelationOid(oid, lock);
 	row = SearchSysCache1(RELOID, ObjectIdGetDatum(oid));
 	if (!HeapTupleIsValid(row))
 		ereport(ERROR,
@@ -193,8 +213,13 @@ lock_relation(CaptureCall *call)
 	if (class->relkind != RELKIND_RELATION &&
 		class->relkind != RELKIND_PARTITIONED_TABLE)
 		refuse_relation(name, "It is not a table.");
+	if (IsCatalogRelationOid(oid))
+		refuse_relation(name, "It is a system catalog.");
 	if (class->relnamespace == msgq_schema_oid())
 		refuse_relation(name, "It belongs to msgq.");
+	/* A dump would name it in msgq.capture, and could not be restored. */
+	if (class->relpersistence == RELPERSISTENCE_TEMP)
+		refuse_relation(name, "It is temporary.");
 	call->relation_name =
 		quote_qualified_identifier(get_namespace_name(class->relnamespace),
 								   NameStr(class->relname));
@@ -446,7 +471,8 @@ msgq_capture(PG_FUNCTION_ARGS)
 		msgq_filter_check(call.filter);
 	}
 	msgq_begin_change("msgq.capture()");
-	lock_relation(&call);
+	check_may_make_triggers(call.relation);
+	lock_relation(&call, ShareRowExclusiveLock);
 	check_columns(&call);
 	check_may_read(&call);
 	msgq_lock_metadata();
@@ -496,7 +522,7 @@ msgq_create_outbox(PG_FUNCTION_ARGS)
 	msgq_spi_end(&spi);
 	call.relation = DatumGetObjectId(DirectFunctionCall1(regclassin,
 														 CStringGetDatum(name)));
-	lock_relation(&call);
+	lock_relation(&call, ShareRowExclusiveLock);
 	msgq_lock_metadata();
 	msgq_target_get(topic, MSGQ_RIGHT_SEND, &call.target);
 	create_capture(&call);
@@ -555,10 +581,8 @@ msgq_uncapture(PG_FUNCTION_ARGS)
 	call.relation = DatumGetObjectId(msgq_arg(fcinfo, 0, "relation"));
 	destination = msgq_arg_name(fcinfo, 1, "destination");
 	msgq_begin_change("msgq.uncapture()");
-	if (get_rel_name(call.relation) && !msgq_owns_table(call.relation, GetUserId()))
-		aclcheck_error(ACLCHECK_NOT_OWNER, OBJECT_TABLE, get_rel_name(call.relation));
-	LockRelationOid(call.relation, AccessExclusiveLock);
-	lock_relation(&call);
+	check_may_drop_triggers(call.relation);
+	lock_relation(&call, AccessExclusiveLock);
 	msgq_lock_metadata();
 	msgq_target_get(destination, MSGQ_RIGHT_NONE, &call.target);
 	call.id = find_capture(&call);

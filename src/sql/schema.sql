@@ -365,7 +365,10 @@ SELECT pg_catalog.pg_extension_config_dump('msgq.topic', '');
 SELECT pg_catalog.pg_extension_config_dump('msgq.binding_id', '');
 SELECT pg_catalog.pg_extension_config_dump('msgq.binding', '');
 SELECT pg_catalog.pg_extension_config_dump('msgq.capture_id', '');
-SELECT pg_catalog.pg_extension_config_dump('msgq.capture', '');
+-- Of a table that was dropped a dump would have the number, which can be that of
+-- another one where it is restored.
+SELECT pg_catalog.pg_extension_config_dump('msgq.capture',
+	'WHERE EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = relation)');
 SELECT pg_catalog.pg_extension_config_dump('msgq.schedule_id', '');
 SELECT pg_catalog.pg_extension_config_dump('msgq.schedule', '');
 SELECT pg_catalog.pg_extension_config_dump('msgq.fire_log', '');

@@ -140,6 +140,9 @@ $session->safe(
 		filter => '$.body.new.id < 10');
 	ALTER TABLE captured RENAME name TO title;
 	SELECT msgq.create_outbox('outbox', 'changes');
+	CREATE TABLE dropped (id int);
+	SELECT msgq.capture('dropped', 'changed');
+	DROP TABLE dropped;
 	INSERT INTO captured VALUES (1, 'before', 's'), (10, 'never', 's');
 	SET ROLE maker;
 	SELECT msgq.create_queue('made');
@@ -330,6 +333,8 @@ foreach my $restored (@restored)
 			ORDER BY id}),
 		qq{1|{"id": 1, "title": "before"}\n1|{"id": 1, "title": "after"}\n7|1},
 		"$dbname: tables are captured as before, and nothing was by the restore");
+	is($s->safe('SELECT string_agg(relation::text, \',\' ORDER BY id) FROM msgq.capture'),
+		'captured,outbox', "$dbname: a table that was dropped is not in the dump");
 
 	is( $s->safe(
 			q{SELECT string_agg(id, ' ' ORDER BY id)
