@@ -319,6 +319,12 @@ DROP TRIGGER :"update_name" ON own;
 CREATE TRIGGER :"update_name" AFTER UPDATE ON own FOR EACH STATEMENT EXECUTE FUNCTION msgq.capture_changes(:number);
 SELECT pg_temp.raised('UPDATE own SET id = 2');
 SELECT op, new FROM came('own');
+-- Its end takes them with it, and those that were renamed.
+SELECT :'own' || '_insert' AS insert_name \gset
+ALTER TRIGGER :"insert_name" ON own RENAME TO renamed;
+SELECT pg_temp.raised('INSERT INTO own VALUES (2)');
+SELECT msgq.uncapture('own', 'own');
+SELECT count(*) FROM pg_trigger WHERE tgrelid = 'own'::regclass;
 DROP TABLE own;
 SELECT msgq.drop_queue('own');
 SELECT msgq.create_outbox('own', 'bus');

@@ -534,7 +534,10 @@ msgq_create_outbox(PG_FUNCTION_ARGS)
  * ---------------------------------------------------------------------------
  */
 
-/* Drops the triggers of a capture, as the caller. */
+/*
+ * Drops the triggers of a capture, as the caller; also those that were renamed
+ * or made by hand, with which the table could not be changed.
+ */
 static void
 drop_triggers(const CaptureCall *call)
 {
@@ -544,7 +547,7 @@ drop_triggers(const CaptureCall *call)
 	msgq_spi_run("SELECT quote_ident(tgname) FROM pg_trigger "
 				 "WHERE tgrelid = %u AND tgparentid = 0 "
 				 "AND tgfoid = 'msgq.capture_changes()'::regprocedure "
-				 "AND tgname ^@ '" MSGQ_CAPTURE_TRIGGER "_'",
+				 "AND encode(tgargs, 'hex') = encode('%d', 'hex') || '00'",
 				 call->relation, call->id);
 	for (uint64 i = 0, n = SPI_processed; i < n; i++)
 	{
