@@ -282,7 +282,6 @@ append(MsgqStorage *storage, const MsgqOutgoing *out, int64 *ids)
 	msgq_table_slots(segment->table, nrows);
 	MsgqAppend	before;
 
-
 	msgq_point(MSGQ_POINT_SEND_LOCKED);
 	before = msgq_append_begin(storage->queue->sequence, storage->slot);
 	for (int next = 0; next < out->n;)
