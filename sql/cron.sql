@@ -150,6 +150,7 @@ WHERE extract(month FROM day) IN (SELECT * FROM field_values(f[4], 1, 12))
 CREATE TABLE expected AS
 SELECT DISTINCT spec, zone, due FROM matching JOIN shown USING (local),
 	LATERAL (SELECT first AS due UNION ALL SELECT last WHERE all_hours) AS due;
+CREATE INDEX ON expected (zone, spec, due);
 -- Asked for in pieces of three days.
 CREATE TABLE found AS
 SELECT spec, zone, due FROM zone, spec,
@@ -158,6 +159,13 @@ SELECT spec, zone, due FROM zone, spec,
 WHERE due < start + interval '3 days' AND due <= last;
 SELECT spec, zone, due, 'missing' AS problem FROM (TABLE expected EXCEPT TABLE found) AS d
 UNION ALL SELECT spec, zone, due, 'too many' FROM (TABLE found EXCEPT TABLE expected) AS d
+ORDER BY 1, 2, 3 LIMIT 20;
+-- From any instant around a turn, and so also from within what comes again.
+SELECT spec, zone, start, found, expected FROM clock, spec,
+	LATERAL generate_series(instant - interval '3 hours', instant + interval '3 hours', interval '10 min') AS start,
+	LATERAL (SELECT max(due) AS found FROM msgq.due_times(spec, zone, start - interval '1 us') AS due) AS f,
+	LATERAL (SELECT min(due) AS expected FROM expected AS e WHERE e.zone = clock.zone AND e.spec = spec.spec AND due >= start) AS e
+WHERE jump <> '0' AND least(found, expected) < start + interval '1 day' AND found IS DISTINCT FROM expected
 ORDER BY 1, 2, 3 LIMIT 20;
 SELECT spec, zone, due FROM found GROUP BY spec, zone, due HAVING count(*) > 1;
 SELECT count(*) > 300000 AS enough, count(DISTINCT (spec, zone)) AS cases FROM found;

@@ -377,7 +377,6 @@ fire_schedule(MsgqMaintenance *m, int n)
 static void
 maintain_schedules(MsgqMaintenance *m)
 {
-	read_schedules(m);
 	for (int i = 0; i < m->nschedules; i++)
 	{
 		if (!m->by_hand && msgq_database_is_wanted(MyDatabaseId))
@@ -445,13 +444,17 @@ msgq_worker_lock_tag(LOCKTAG *tag, int kind)
 						 kind);
 }
 
-/* A round, unless somebody does one by hand. */
+/*
+ * A round, unless somebody does one by hand; when schedules are due is known
+ * afterwards in either case.
+ */
 void
 msgq_maintain_round(MsgqMaintenance *m)
 {
 	LOCKTAG		tag;
 	bool		alone;
 
+	read_schedules(m);
 	StartTransactionCommand();
 	msgq_worker_lock_tag(&tag, MSGQ_ROUND_LOCK);
 	alone = LockAcquire(&tag, ExclusiveLock, true, true) != LOCKACQUIRE_NOT_AVAIL;
@@ -529,6 +532,7 @@ msgq_maintain(PG_FUNCTION_ARGS)
 	guc_level = NewGUCNestLevel();
 	(void) set_config_option("lock_timeout", MSGQ_STEP_LOCK_TIMEOUT, PGC_USERSET,
 							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	read_schedules(&m);
 	maintain(&m);
 	AtEOXact_GUC(false, guc_level);
 	PG_RETURN_JSONB_P(round_as_jsonb(&m.round));
