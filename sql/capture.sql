@@ -397,7 +397,7 @@ SELECT group_key, headers, body FROM msgq.pop('other', 10) ORDER BY id;
 -- Other columns are headers.
 ALTER TABLE bank.outbox ADD traceparent text, ADD version int;
 INSERT INTO bank.outbox VALUES ('a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a14', 'order', '42', 'OrderPaid', '1', '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01', 3),
-	('a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a15', 'order', '', 'OrderLost', '2');
+	('a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a15', 'order', '', 'OrderLost', '2', NULL, NULL);
 SELECT group_key, headers, body FROM msgq.pop('other', 10) ORDER BY id;
 SELECT pg_temp.raised($$INSERT INTO bank.outbox VALUES (DEFAULT, repeat('x', 256), '1', 't')$$);
 ALTER TABLE bank.outbox RENAME payload TO content;
