@@ -360,13 +360,14 @@ describe_columns(Firing *firing)
 static void
 begin_chunk(Firing *firing)
 {
+	int			room = TRIGGER_FIRED_FOR_ROW(firing->trigger->tg_event) ? 1 : CHUNK_ROWS;
 	MemoryContext before;
 
 	MemoryContextReset(firing->context);
 	before = MemoryContextSwitchTo(firing->context);
-	msgq_outgoing_init(&firing->messages, CHUNK_ROWS, Anum_segment_body);
+	msgq_outgoing_init(&firing->messages, room, Anum_segment_body);
 	firing->messages.n = 0;
-	firing->routing_keys = palloc(sizeof(Datum) * CHUNK_ROWS);
+	firing->routing_keys = palloc(sizeof(Datum) * room);
 	firing->nrows = 0;
 	firing->bytes = 0;
 	MemoryContextSwitchTo(before);
