@@ -278,6 +278,27 @@ capture_of(const TriggerData *trigger)
  * ---------------------------------------------------------------------------
  */
 
+/* The keys of a body, in the order in which an object is stored. */
+enum
+{
+	BODY_AT,
+	BODY_OP,
+	BODY_NEW,
+	BODY_OLD,
+	BODY_TABLE,
+	BODY_UNCHANGED,
+	BODY_NKEYS
+};
+
+static const char *const body_keys[BODY_NKEYS] = {
+	[BODY_AT] = "at",
+	[BODY_OP] = "op",
+	[BODY_NEW] = "new",
+	[BODY_OLD] = "old",
+	[BODY_TABLE] = "table",
+	[BODY_UNCHANGED] = "unchanged",
+};
+
 typedef struct Firing
 {
 	TriggerData *trigger;
@@ -290,6 +311,9 @@ typedef struct Firing
 	bool	   *unchanged;		/* of each of these */
 	JsonbValue *old_values;
 	JsonbValue *new_values;
+	JsonbPair  *old_pairs;		/* room for them */
+	JsonbPair  *new_pairs;
+	JsonbPair	body[BODY_NKEYS];	/* what all bodies have is there */
 	AttrNumber	key;			/* 0: none */
 	FmgrInfo	key_output;
 	MsgqOutboxShape *outbox;	/* if it is one */
@@ -329,6 +353,27 @@ find_list(const Firing *firing, const char *suffix)
 	return NULL;
 }
 
+static JsonbValue
+text_value(const char *text)
+{
+	JsonbValue	value = {.type = jbvString};
+
+	value.val.string.val = unconstify(char *, text);
+	value.val.string.len = strlen(text);
+	return value;
+}
+
+/* Sets what is the same in the bodies of all rows. */
+static void
+begin_bodies(Firing *firing)
+{
+	for (int i = 0; i < BODY_NKEYS; i++)
+		firing->body[i].key = text_value(body_keys[i]);
+	firing->body[BODY_AT].value = text_value(firing->at);
+	firing->body[BODY_OP].value = text_value(firing->operation);
+	firing->body[BODY_TABLE].value = text_value(firing->table);
+}
+
 static void
 describe_columns(Firing *firing)
 {
@@ -348,6 +393,8 @@ describe_columns(Firing *firing)
 	firing->unchanged = palloc(sizeof(bool) * firing->shape.n);
 	firing->old_values = palloc(sizeof(JsonbValue) * firing->shape.n);
 	firing->new_values = palloc(sizeof(JsonbValue) * firing->shape.n);
+	firing->old_pairs = palloc(sizeof(JsonbPair) * firing->shape.n);
+	firing->new_pairs = palloc(sizeof(JsonbPair) * firing->shape.n);
 	if (!capture->has_key)
 		return;
 	firing->key = find_list(firing, MSGQ_CAPTURE_KEY)->tgattr[0];
@@ -392,7 +439,10 @@ begin_firing(Firing *firing, TriggerData *trigger)
 	if (capture->is_outbox)
 		firing->outbox = msgq_outbox_shape(trigger->tg_relation);
 	else
+	{
 		describe_columns(firing);
+		begin_bodies(firing);
+	}
 	firing->context = AllocSetContextCreate(CurrentMemoryContext, "msgq capture",
 											ALLOCSET_DEFAULT_SIZES);
 	begin_chunk(firing);
@@ -426,51 +476,47 @@ send_chunk(Firing *firing)
  */
 
 /* Which columns are left out, since they lie out of line and are the same. */
-static void
-push_unchanged(JsonbParseState **state, const Firing *firing)
+static JsonbValue
+unchanged_columns(const Firing *firing)
 {
-	msgq_push_text(state, WJB_KEY, "unchanged");
-	pushJsonbValue(state, WJB_BEGIN_ARRAY, NULL);
+	JsonbValue	array = {.type = jbvArray};
+
+	array.val.array.elems = palloc(sizeof(JsonbValue) * firing->shape.n);
+	array.val.array.nElems = 0;
 	for (int i = 0; i < firing->shape.n; i++)
 	{
 		if (firing->unchanged[i])
-			msgq_push_text(state, WJB_ELEM, firing->shape.columns[i].name);
+			array.val.array.elems[array.val.array.nElems++] = firing->shape.columns[i].key;
 	}
-	pushJsonbValue(state, WJB_END_ARRAY, NULL);
+	array.val.array.rawScalar = false;
+	return array;
 }
 
 /* {"op", "table", "old", "new", "at"}, and "unchanged" if there are any. */
 static Datum
 body_of(Firing *firing, TupleTableSlot *old_row, TupleTableSlot *new_row)
 {
-	JsonbParseState *state = NULL;
+	const MsgqRowShape *shape = &firing->shape;
 	bool		any_unchanged = old_row && new_row &&
-	msgq_row_find_unchanged(&firing->shape, old_row, new_row, firing->unchanged);
+	msgq_row_find_unchanged(shape, old_row, new_row, firing->unchanged);
 	const bool *left_out = any_unchanged ? firing->unchanged : NULL;
 	JsonbValue *old_values = old_row ? firing->old_values : NULL;
 	JsonbValue *new_values = new_row ? firing->new_values : NULL;
+	JsonbValue	body = {.type = jbvObject};
 
 	if (old_row)
-		msgq_row_convert(&firing->shape, old_row, NULL, NULL, left_out, old_values);
+		msgq_row_convert(shape, old_row, NULL, NULL, left_out, old_values);
 	if (new_row)
-		msgq_row_convert(&firing->shape, new_row, old_row, old_values, left_out,
-						 new_values);
-	/* In the order in which an object is stored. */
-	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-	msgq_push_text(&state, WJB_KEY, "at");
-	msgq_push_text(&state, WJB_VALUE, firing->at);
-	msgq_push_text(&state, WJB_KEY, "op");
-	msgq_push_text(&state, WJB_VALUE, firing->operation);
-	msgq_push_text(&state, WJB_KEY, "new");
-	msgq_row_push(&state, &firing->shape, new_values, left_out);
-	msgq_push_text(&state, WJB_KEY, "old");
-	msgq_row_push(&state, &firing->shape, old_values, left_out);
-	msgq_push_text(&state, WJB_KEY, "table");
-	msgq_push_text(&state, WJB_VALUE, firing->table);
+		msgq_row_convert(shape, new_row, old_row, old_values, left_out, new_values);
+	firing->body[BODY_OLD].value = msgq_row_object(shape, old_values, left_out,
+												   firing->old_pairs);
+	firing->body[BODY_NEW].value = msgq_row_object(shape, new_values, left_out,
+												   firing->new_pairs);
 	if (any_unchanged)
-		push_unchanged(&state, firing);
-	return JsonbPGetDatum(JsonbValueToJsonb(pushJsonbValue(&state,
-														   WJB_END_OBJECT, NULL)));
+		firing->body[BODY_UNCHANGED].value = unchanged_columns(firing);
+	body.val.object.pairs = firing->body;
+	body.val.object.nPairs = any_unchanged ? BODY_NKEYS : BODY_UNCHANGED;
+	return JsonbPGetDatum(JsonbValueToJsonb(&body));
 }
 
 /* The key of a row; NULL if it has none. */

@@ -110,6 +110,24 @@ msgq_row_shape(TupleDesc descriptor, const int16 *numbers, int n)
  * ---------------------------------------------------------------------------
  */
 
+/* With all that it contains: part of another value cannot be packed. */
+static JsonbValue
+unpack(Jsonb *jsonb)
+{
+	JsonbIterator *iterator = JsonbIteratorInit(&jsonb->root);
+	JsonbIteratorToken token;
+	JsonbParseState *state = NULL;
+	JsonbValue *unpacked = NULL;
+	JsonbValue	value;
+
+	if (JsonbExtractScalar(&jsonb->root, &value))
+		return value;
+	while ((token = JsonbIteratorNext(&iterator, &value, false)) != WJB_DONE)
+		unpacked = pushJsonbValue(&state, token,
+								  token < WJB_BEGIN_ARRAY ? &value : NULL);
+	return *unpacked;
+}
+
 /* A value whose JSON is evident; false if to_jsonb() has to say what it is. */
 static bool
 convert(Oid type, Datum value, JsonbValue *json)
@@ -155,7 +173,7 @@ convert(Oid type, Datum value, JsonbValue *json)
 			json->val.string.len = strlen(json->val.string.val);
 			return true;
 		case JSONBOID:
-			JsonbToJsonbValue(DatumGetJsonbP(value), json);
+			*json = unpack(DatumGetJsonbP(value));
 			return true;
 		default:
 			return false;
@@ -171,8 +189,7 @@ msgq_row_value_as_json(MsgqRowColumn *column, TupleTableSlot *row)
 	Datum		value = slot_getattr(row, column->number, &is_null);
 
 	if (!is_null && !convert(column->type, value, &json))
-		JsonbToJsonbValue(DatumGetJsonbP(FunctionCall1(&column->to_jsonb, value)),
-						  &json);
+		json = unpack(DatumGetJsonbP(FunctionCall1(&column->to_jsonb, value)));
 	return json;
 }
 
@@ -214,29 +231,30 @@ msgq_row_convert(const MsgqRowShape *shape, TupleTableSlot *row,
 }
 
 /*
- * Adds an object with the values of a row, without those whose element of
- * left_out, which may be NULL, is true; or null without values.
+ * An object with the values of a row, without those whose element of left_out,
+ * which may be NULL, is true; or null without values.  There is room for its
+ * pairs, which it needs as long as it is used.
  */
-void
-msgq_row_push(JsonbParseState **state, const MsgqRowShape *shape,
-			  JsonbValue *values, const bool *left_out)
+JsonbValue
+msgq_row_object(const MsgqRowShape *shape, const JsonbValue *values,
+				const bool *left_out, JsonbPair *pairs)
 {
-	JsonbValue	null = {.type = jbvNull};
+	JsonbValue	object = {.type = values ? jbvObject : jbvNull};
+	int			n = 0;
 
-	if (values == NULL)
-	{
-		pushJsonbValue(state, WJB_VALUE, &null);
-		return;
-	}
-	pushJsonbValue(state, WJB_BEGIN_OBJECT, NULL);
-	for (int i = 0; i < shape->n; i++)
+	for (int i = 0; values && i < shape->n; i++)
 	{
 		if (left_out && left_out[i])
 			continue;
-		pushJsonbValue(state, WJB_KEY, &shape->columns[i].key);
-		pushJsonbValue(state, WJB_VALUE, &values[i]);
+		pairs[n].key = shape->columns[i].key;
+		pairs[n++].value = values[i];
 	}
-	pushJsonbValue(state, WJB_END_OBJECT, NULL);
+	if (values)
+	{
+		object.val.object.nPairs = n;
+		object.val.object.pairs = pairs;
+	}
+	return object;
 }
 
 /* ---------------------------------------------------------------------------

@@ -37,8 +37,9 @@ extern void msgq_row_convert(const MsgqRowShape *shape, TupleTableSlot *row,
 							 TupleTableSlot *other,
 							 const JsonbValue *other_values,
 							 const bool *left_out, JsonbValue *values);
-extern void msgq_row_push(JsonbParseState **state, const MsgqRowShape *shape,
-						  JsonbValue *values, const bool *left_out);
+extern JsonbValue msgq_row_object(const MsgqRowShape *shape,
+								  const JsonbValue *values,
+								  const bool *left_out, JsonbPair *pairs);
 extern bool msgq_row_find_unchanged(const MsgqRowShape *shape,
 									TupleTableSlot *old_row,
 									TupleTableSlot *new_row, bool *unchanged);
