@@ -145,9 +145,11 @@ sub bulk_round
 # its memory, which is not what is to be compared.
 sub touch_shared_buffers
 {
-	psql(q{CREATE TABLE touch AS SELECT repeat('x', 7000) FROM generate_series(1,
+	psql('CREATE TABLE captured_touch (page text)',
+		'ALTER TABLE captured_touch ALTER page SET STORAGE PLAIN',
+		q{INSERT INTO captured_touch SELECT repeat('x', 7000) FROM generate_series(1,
 			(SELECT setting::int FROM pg_settings WHERE name = 'shared_buffers'))},
-		'SELECT count(*) FROM touch', 'DROP TABLE touch', 'CHECKPOINT');
+		'DROP TABLE captured_touch', 'CHECKPOINT');
 	return;
 }
 
