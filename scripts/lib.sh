@@ -4,6 +4,7 @@
 #
 #   msgq_packages                 everything that a build and a test need,
 #                                 and what EXTRA_PACKAGES names
+#   libpq_package                 names libpq's headers there, if they are missing
 #   msgq_dir PATH                 a directory that the server's user can reach
 #   msgq_cache_dir                where downloads stay, outside the tree
 #   msgq_copy_source DEST         the sources, without what builds left
@@ -109,6 +110,14 @@ missing_packages() {
 	for package in "${EXTRA_PACKAGES[@]}"; do
 		dpkg -s "$package" >/dev/null 2>&1 || echo "$package"
 	done
+}
+
+# libpq's headers come with Debian's server development files, not with
+# everybody's.
+libpq_package() {
+	if find_pg_config && [ ! -e "$("$PG_CONFIG" --includedir)/libpq-fe.h" ]; then
+		EXTRA_PACKAGES+=(libpq-dev)
+	fi
 }
 
 # Debian's server package makes and starts a cluster when it is installed.
