@@ -122,7 +122,7 @@ ifneq ($(PROVE_TESTS),)
 TAP_TESTS = 1
 endif
 
-EXTRA_CLEAN = $(EXTENSION)--*.sql src/*.gcno src/*.gcda
+EXTRA_CLEAN = $(EXTENSION)--*.sql src/*.gcno src/*.gcda test/chaos/driver
 
 PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
@@ -147,7 +147,7 @@ endif
 # Targets that bring their own PostgreSQL server
 # ---------------------------------------------------------------------------
 
-.PHONY: demo demo-stop test test-majors bench bench-long indent indent-check
+.PHONY: demo demo-stop test test-majors chaos chaos-long bench bench-long indent indent-check
 
 # Given on the command line it counts for the scripts as well; else they
 # look for an installation themselves.
@@ -164,6 +164,12 @@ test:
 
 test-majors:
 	@bash scripts/test-majors.sh
+
+chaos:
+	@$(SCRIPT_ENV) bash scripts/chaos.sh
+
+chaos-long:
+	@$(SCRIPT_ENV) bash scripts/chaos.sh --long
 
 bench:
 	@$(SCRIPT_ENV) bash bench/run

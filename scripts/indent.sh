@@ -2,8 +2,9 @@
 #
 # scripts/indent.sh [--check] - make indent, make indent-check
 #
-# Formats src/*.[ch] as PostgreSQL core is formatted, with core's options for
-# pg_bsd_indent.  --check changes nothing and fails if something would change.
+# Formats src/*.[ch] and test/chaos/*.[ch] as PostgreSQL core is formatted, with
+# core's options for pg_bsd_indent.  --check changes nothing and fails if
+# something would change.
 
 set -euo pipefail
 
@@ -28,7 +29,7 @@ typedefs() {
 		print "$1\n" while /^typedef\b[^;{}()]*\(\s*\*\s*(\w+)\s*\)/gm;
 		print "$1\n" while /^\}\s*(\w+)\s*;/gm;'
 	printf '%s\n' bool FILE int8_t int16_t int32_t int64_t uint8_t uint16_t \
-		uint32_t uint64_t size_t ssize_t off_t pid_t time_t va_list uintptr_t
+		uint32_t uint64_t sig_atomic_t size_t ssize_t off_t pid_t time_t va_list uintptr_t
 }
 
 # What core's pgindent does around pg_bsd_indent, as far as it is needed here:
@@ -52,7 +53,7 @@ main() {
 	trap 'rm -f "$types" "$types.c"' EXIT
 	typedefs | sort -u >"$types"
 
-	for file in "$MSGQ_TOP"/src/*.[ch]; do
+	for file in "$MSGQ_TOP"/{test/chaos,src}/*.[ch]; do
 		formatted "$file" >"$types.c"
 		if cmp -s "$file" "$types.c"; then
 			continue

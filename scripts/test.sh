@@ -18,7 +18,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 # A test that hangs must fail, not the whole run vanish.
-TIME_LIMIT=${MSGQ_TEST_TIME_LIMIT:-1500}
+TIME_LIMIT=${MSGQ_TEST_TIME_LIMIT:-1800}
 
 HOMES=${HOMES:-preloaded plain}
 
@@ -202,5 +202,7 @@ main() {
 }
 
 msgq_lock test "$@"
+# The load driver of test/chaos is a client.
+libpq_package
 msgq_packages
 main "$@"
