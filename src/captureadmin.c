@@ -338,6 +338,21 @@ find_capture(const CaptureCall *call)
  * ---------------------------------------------------------------------------
  */
 
+/* The names of its events, as an array of text. */
+static Datum
+event_names(const CaptureCall *call)
+{
+	Datum		names[CAPTURE_NEVENTS];
+	int			n = 0;
+
+	for (CaptureEvent event = 0; event < CAPTURE_NEVENTS; event++)
+	{
+		if (call->has_event[event])
+			names[n++] = CStringGetTextDatum(events[event].name);
+	}
+	return PointerGetDatum(construct_array(names, n, TEXTOID, -1, false, TYPALIGN_INT));
+}
+
 static void
 insert_row(const CaptureCall *call)
 {
@@ -345,31 +360,22 @@ insert_row(const CaptureCall *call)
 		INT4OID, REGCLASSOID, INT4OID, TEXTOID, TEXTARRAYOID, BOOLOID, BOOLOID,
 		JSONPATHOID
 	};
-	Datum		names[CAPTURE_NEVENTS];
-	int			n = 0;
+	Datum		values[] = {
+		Int32GetDatum(call->id), ObjectIdGetDatum(call->relation),
+		Int32GetDatum(call->target.id), CStringGetTextDatum(call->kind),
+		event_names(call), BoolGetDatum(call->columns != NIL),
+		BoolGetDatum(call->key != NULL), PointerGetDatum(call->filter)
+	};
 	bool		nulls[] = {
 		false, false, false, false, false, false, false, call->filter == NULL
 	};
 	MsgqSpi		spi;
 
-	for (CaptureEvent event = 0; event < CAPTURE_NEVENTS; event++)
-	{
-		if (call->has_event[event])
-			names[n++] = CStringGetTextDatum(events[event].name);
-	}
 	msgq_spi_begin(&spi, msgq_storage_owner());
 	msgq_spi_run_with("INSERT INTO msgq.capture (id, relation, destination_id, kind, events, "
 					  "has_columns, has_key, filter, created_at) "
 					  "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, clock_timestamp())",
-					  SPI_OK_INSERT, lengthof(types), types,
-					  (Datum[])
-	{
-		Int32GetDatum(call->id), ObjectIdGetDatum(call->relation),
-			Int32GetDatum(call->target.id), CStringGetTextDatum(call->kind),
-			PointerGetDatum(construct_array(names, n, TEXTOID, -1, false, TYPALIGN_INT)),
-			BoolGetDatum(call->columns != NIL), BoolGetDatum(call->key != NULL),
-			PointerGetDatum(call->filter)
-	}, nulls, false);
+					  SPI_OK_INSERT, lengthof(types), types, values, nulls, false);
 	msgq_spi_end(&spi);
 }
 

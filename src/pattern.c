@@ -68,7 +68,7 @@ struct MsgqMatcher
 	MemoryContext context;
 	MsgqSyntax	syntax;
 	HTAB	   *edges;
-	PatternNode	   *nodes;			/* the first one is the root */
+	PatternNode *nodes;			/* the first one is the root */
 	int			nnodes;
 	int			room;
 	int		   *numbers;		/* of the patterns */
@@ -105,7 +105,7 @@ compare_edges(const void *left, const void *right, Size size)
 static int
 add_node(MsgqMatcher *matcher)
 {
-	PatternNode	   *node;
+	PatternNode *node;
 
 	if (matcher->nnodes == matcher->room)
 	{
@@ -156,14 +156,14 @@ typedef struct Words
 } Words;
 
 static Words
-words_of(MsgqSyntax syntax, const char *text)
+words_of(MsgqSyntax syntax, const char *string)
 {
-	Words		words = {.next = text};
+	Words		words = {.next = string};
 
 	if (syntax != MSGQ_SYNTAX_EXACT)
 		words.separator = syntax == MSGQ_SYNTAX_MQTT ? '/' : '.';
 	/* Nothing is no word in AMQP, and one empty word in an exact match. */
-	if (text[0] == '\0' && syntax == MSGQ_SYNTAX_AMQP)
+	if (string[0] == '\0' && syntax == MSGQ_SYNTAX_AMQP)
 		words.next = NULL;
 	return words;
 }

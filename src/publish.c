@@ -167,7 +167,7 @@ open_targets(Publishing *publishing)
 		highest = Max(highest, messages->priorities[i]);
 	}
 	publishing->destinations = palloc(sizeof(MsgqDestination) *
-									   Max(all->ntargets, 1));
+									  Max(all->ntargets, 1));
 	for (int i = 0; i < all->ntargets; i++)
 	{
 		if (!msgq_destination_open(&publishing->destinations[i],

@@ -117,7 +117,7 @@ make_header(const MsgqReplyTo *to)
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
 	msgq_push_text(&state, WJB_KEY, "id");
 	msgq_push_text(&state, WJB_VALUE,
-				DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&to->id))));
+				   DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&to->id))));
 	msgq_push_number(&state, "process", to->process);
 	msgq_push_text(&state, WJB_KEY, "deadline");
 	msgq_push_text(&state, WJB_VALUE, deadline);

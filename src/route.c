@@ -169,7 +169,7 @@ sort_targets(MsgqRoute *route)
 }
 
 /* Where the message goes; in the current memory context. */
-MsgqRoute *
+MsgqRoute  *
 msgq_route(const MsgqRouting *routing, MsgqRoutable *message)
 {
 	MsgqRoute  *route = palloc0(sizeof(MsgqRoute));
@@ -195,7 +195,7 @@ msgq_route(const MsgqRouting *routing, MsgqRoutable *message)
  * Where at least one of the messages goes whose routes, of the same routing,
  * these are.
  */
-MsgqRoute *
+MsgqRoute  *
 msgq_route_union(MsgqRoute *const *routes, int n)
 {
 	MsgqRoute  *all = palloc0(sizeof(MsgqRoute));

@@ -485,7 +485,7 @@ send_one(FunctionCallInfo fcinfo, const char *command, AttrNumber column,
 		 const char *content)
 {
 	char	   *queue = msgq_arg_name(fcinfo, 0, "queue");
-	MsgqOutgoing	out;
+	MsgqOutgoing out;
 	int64		id;
 
 	msgq_outgoing_init(&out, 1, column);
@@ -519,7 +519,7 @@ msgq_send_once(PG_FUNCTION_ARGS)
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
 	Datum		values[2];
 	bool		nulls[2] = {false, false};
-	MsgqOutgoing	out;
+	MsgqOutgoing out;
 	int64		id;
 
 	msgq_outgoing_init(&out, 1, Anum_segment_body);
@@ -598,7 +598,7 @@ send_several(FunctionCallInfo fcinfo, const char *command, AttrNumber column,
 {
 	char	   *queue = msgq_arg_name(fcinfo, 0, "queue");
 	ArrayType  *array = DatumGetArrayTypeP(msgq_arg(fcinfo, 1, content));
-	MsgqOutgoing	out;
+	MsgqOutgoing out;
 	Datum	   *contents;
 	int64	   *ids;
 	int			n;
@@ -801,7 +801,7 @@ msgq_send_messages(PG_FUNCTION_ARGS)
 	char	   *queue = msgq_arg_name(fcinfo, 0, "queue");
 	Jsonb	   *messages = DatumGetJsonbP(msgq_arg(fcinfo, 1, "messages"));
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
-	MsgqOutgoing	out;
+	MsgqOutgoing out;
 	int64	   *ids;
 
 	set_messages(&out, messages);

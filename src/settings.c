@@ -360,7 +360,7 @@ msgq_settings_each(Jsonb *changes, MsgqSettingReader reader, void *target)
  * The text of a setting's value, whatever the setting's type is, for its input
  * function; NULL for null.  Raises 22023 for an object or an array.
  */
-char *
+char	   *
 msgq_setting_text(const char *key, const JsonbValue *value)
 {
 	switch (value->type)

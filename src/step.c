@@ -110,4 +110,3 @@ msgq_run_step(MsgqMaintenance *m, MsgqStep step, int32 queue_id, int n)
 	}
 	PG_END_TRY();
 }
-

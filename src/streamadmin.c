@@ -227,6 +227,7 @@ change_setting(void *target, const char *key, const JsonbValue *value)
 	Oid			parameter;
 
 	wanted->nulls[setting] = text == NULL;
+
 	if (text == NULL)
 		return;
 	getTypeInputInfo(settings[setting].type, &input, &parameter);

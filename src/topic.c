@@ -415,7 +415,7 @@ read_routing(const char *name)
 }
 
 /* The topic without its bindings; NULL if there is none.  It is not cached. */
-MsgqTopic *
+MsgqTopic  *
 msgq_topic_find(const char *name)
 {
 	Reading		reading = {0};
@@ -590,7 +590,7 @@ raise_missing(const char *topic)
  * The topic without its bindings, if the current user has the right on it.
  * Errors as msgq_routing_get.
  */
-MsgqTopic *
+MsgqTopic  *
 msgq_topic_get(const char *name, AclMode right)
 {
 	MsgqTopic  *topic;

@@ -221,7 +221,11 @@ create(const char *name, const char *kind, const TopicSettings *settings)
 	msgq_spi_run("CREATE SEQUENCE msgq.t%d_id AS bigint CACHE 1", id);
 	for (int n = 1; n <= MSGQ_RETAINED_LOGS; n++)
 		msgq_retained_create_log(id, n);
-	/* It shows no others' bindings to functions, and cannot be written through. */
+
+	/*
+	 * It shows no others' bindings to functions, and cannot be written
+	 * through.
+	 */
 	msgq_spi_run("CREATE VIEW msgq.t%d WITH (security_barrier) AS "
 				 "SELECT id AS binding, target_id, pattern, "
 				 "header_match, filter, retained, created_at "

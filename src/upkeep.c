@@ -591,4 +591,3 @@ msgq_maintain_notify(MsgqMaintenance *m)
 	pfree(work);
 	return told;
 }
-

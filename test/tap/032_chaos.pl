@@ -7,7 +7,7 @@
 # Catches: lost, duplicated and resurrected messages, effects that happen twice
 # or never, receipts that are too good, groups out of order, streams with holes.
 #
-#	MSGQ_CHAOS_SECONDS	of load and faults in each home (40); above 300, several
+#	MSGQ_CHAOS_SECONDS	of load and faults in each home (20); above 300, several
 #						runs
 #	MSGQ_CHAOS_SEED		of the first run, the others have the next ones; by
 #						default another one each time
@@ -26,7 +26,7 @@ use Test::More;
 use Canaries;
 use Chaos;
 
-my $seconds = $ENV{MSGQ_CHAOS_SECONDS} // 40;
+my $seconds = $ENV{MSGQ_CHAOS_SECONDS} // 20;
 my $seed = $ENV{MSGQ_CHAOS_SEED} // time % 1_000_000;
 my $canaries = $ENV{MSGQ_CHAOS_CANARIES} // is_preloaded();
 my $runs = $seconds > 300 ? int(($seconds + 299) / 300) : 1;
