@@ -17,6 +17,9 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(usleep);
 
+# They take half a minute, and a newcomer's server preloads nothing.
+plan skip_all => 'one home is enough for the examples' if is_preloaded();
+
 my $folder = "$FindBin::RealBin/../../docs/examples";
 my $node = new_node('docs_examples');
 

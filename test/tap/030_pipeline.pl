@@ -36,7 +36,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time usleep);
 
-my $seconds = $ENV{MSGQ_PIPELINE_SECONDS} // 25;
+my $seconds = $ENV{MSGQ_PIPELINE_SECONDS} // 15;
 my $seed = $ENV{MSGQ_PIPELINE_SEED} // int(rand(2**31));
 my %number = (producer => 3, popper => 2, receiver => 2, reader => 2);
 
