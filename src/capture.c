@@ -43,7 +43,6 @@
 #include "executor/executor.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/catcache.h"
 #include "utils/datetime.h"
 #include "utils/fmgroids.h"
 #include "utils/inval.h"
@@ -116,21 +115,6 @@ msgq_capture_init(void)
 }
 
 static void
-create_cache(void)
-{
-	HASHCTL		control = {
-		.keysize = sizeof(int32),
-		.entrysize = sizeof(Capture),
-	};
-
-	if (CacheMemoryContext == NULL)
-		CreateCacheMemoryContext();
-	control.hcxt = CacheMemoryContext;
-	cache = hash_create("msgq captures", 32, &control,
-						HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-}
-
-static void
 read_events(Capture *capture, Datum events)
 {
 	Datum	   *names;
@@ -176,18 +160,27 @@ read_capture(Capture *capture)
 		capture->has_columns = DatumGetBool(values[Anum_capture_has_columns - 1]);
 		capture->has_key = DatumGetBool(values[Anum_capture_has_key - 1]);
 		if (!nulls[Anum_capture_filter - 1])
-		{
-			MemoryContext before = MemoryContextSwitchTo(CacheMemoryContext);
-
 			capture->filter = DatumGetJsonPathPCopy(values[Anum_capture_filter - 1]);
-			MemoryContextSwitchTo(before);
-		}
 	}
 	systable_endscan(scan);
 	table_close(table, AccessShareLock);
 	UnregisterSnapshot(snapshot);
 	return HeapTupleIsValid(row) && msgq_target_find(capture->target.id,
 													 &capture->target);
+}
+
+/* The same in another memory context. */
+static Capture
+copy_capture(const Capture *capture, MemoryContext context)
+{
+	Capture		copy = *capture;
+
+	if (copy.filter)
+	{
+		copy.filter = MemoryContextAlloc(context, VARSIZE(capture->filter));
+		memcpy(copy.filter, capture->filter, VARSIZE(capture->filter));
+	}
+	return copy;
 }
 
 /* The capture with this number, as it is cached; NULL if there is none. */
@@ -199,7 +192,8 @@ find_capture(int32 id)
 	bool		found;
 
 	if (cache == NULL)
-		create_cache();
+		cache = msgq_cache_create("msgq captures", sizeof(int32),
+								  sizeof(Capture));
 	capture = hash_search(cache, &id, HASH_FIND, NULL);
 	if (capture && capture->generation == generation)
 		return capture;
@@ -210,7 +204,7 @@ find_capture(int32 id)
 	if (!read_capture(&read))
 		return NULL;
 	capture = hash_search(cache, &id, HASH_ENTER, &found);
-	*capture = read;
+	*capture = copy_capture(&read, CacheMemoryContext);
 	return capture;
 }
 
@@ -253,7 +247,6 @@ capture_of(const TriggerData *trigger)
 	const Trigger *definition = trigger->tg_trigger;
 	const Capture *capture = definition->tgnargs != 1 ? NULL :
 	find_capture(pg_strtoint32(definition->tgargs[0]));
-	Capture		copy;
 
 	if (capture == NULL || !is_captured(capture, trigger->tg_relation) ||
 		!is_made_by(capture, trigger))
@@ -264,13 +257,7 @@ capture_of(const TriggerData *trigger)
 						RelationGetRelationName(trigger->tg_relation)),
 				 errdetail("No capture of this table has made such a trigger."),
 				 errhint("Drop the trigger, and call msgq.capture().")));
-	copy = *capture;
-	if (copy.filter)
-	{
-		copy.filter = palloc(VARSIZE(capture->filter));
-		memcpy(copy.filter, capture->filter, VARSIZE(capture->filter));
-	}
-	return copy;
+	return copy_capture(capture, CurrentMemoryContext);
 }
 
 /* ---------------------------------------------------------------------------

@@ -46,8 +46,6 @@
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
-#include "utils/datetime.h"
-#include "utils/fmgrprotos.h"
 #include "utils/json.h"
 #include "utils/jsonb.h"
 #include "utils/rel.h"
@@ -214,24 +212,24 @@ last_due(const Schedule *schedule)
  * ---------------------------------------------------------------------------
  */
 
-/* What it has, and which due time of which schedule this is. */
-static Datum
-headers_for(const Schedule *schedule, TimestampTz due)
+/* Adds to the message's headers which due time of which schedule this is. */
+static void
+add_origin(const Schedule *schedule, TimestampTz due, MsgqOutgoing *message)
 {
 	JsonbParseState *state = NULL;
-	char text[	MAXDATELEN + 1];
+	char	   *due_text;
 	int			utc = 0;
-	Datum		origin;
 
-	JsonEncodeDateTime(text, TimestampTzGetDatum(due), TIMESTAMPTZOID, &utc);
+	due_text = JsonEncodeDateTime(NULL, TimestampTzGetDatum(due), TIMESTAMPTZOID,
+								  &utc);
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
 	msgq_push_text(&state, WJB_KEY, SCHEDULE_HEADER);
 	msgq_push_text(&state, WJB_VALUE, schedule->name);
 	msgq_push_text(&state, WJB_KEY, DUE_HEADER);
-	msgq_push_text(&state, WJB_VALUE, text);
-	origin = JsonbPGetDatum(JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL)));
-	return schedule->no_headers ? origin :
-		DirectFunctionCall2(jsonb_concat, schedule->headers, origin);
+	msgq_push_text(&state, WJB_VALUE, due_text);
+	msgq_outgoing_add_headers(message, 0,
+							  JsonbPGetDatum(JsonbValueToJsonb(pushJsonbValue(&state,
+																			  WJB_END_OBJECT, NULL))));
 }
 
 /* Sends a message to where the schedule leads. */
@@ -271,8 +269,9 @@ fire_due(Schedule *schedule, TimestampTz due, MsgqRound *round)
 	log_due(schedule, due, false);
 	msgq_outgoing_init(&message, 1, Anum_segment_body);
 	message.contents[0] = schedule->body;
-	message.headers[0] = headers_for(schedule, due);
-	message.no_headers[0] = false;
+	message.headers[0] = schedule->headers;
+	message.no_headers[0] = schedule->no_headers;
+	add_origin(schedule, due, &message);
 	send_message(schedule, &message);
 	CommandCounterIncrement();
 	schedule->last = due;

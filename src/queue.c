@@ -523,20 +523,22 @@ copy_queue(const MsgqQueue *queue, MemoryContext context)
 	return copy;
 }
 
-static void
-create_cache(void)
+/*
+ * A hash table of what a backend knows by name or number, which is the first
+ * field of each entry, for as long as it lives.
+ */
+HTAB	   *
+msgq_cache_create(const char *name, Size key_size, Size entry_size)
 {
 	HASHCTL		control = {
-		.keysize = sizeof(NameData),
-		.entrysize = sizeof(CacheEntry),
-		.hcxt = CacheMemoryContext,
+		.keysize = key_size,
+		.entrysize = entry_size,
 	};
 
 	if (CacheMemoryContext == NULL)
 		CreateCacheMemoryContext();
 	control.hcxt = CacheMemoryContext;
-	cache = hash_create("msgq queues", 32, &control,
-						HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	return hash_create(name, 32, &control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 }
 
 /* Puts what was read into the cache; a queue that is not there leaves it. */
@@ -578,7 +580,8 @@ msgq_queue_find(const char *name)
 	/* A transaction that has its locks already would not hear otherwise. */
 	AcceptInvalidationMessages();
 	if (cache == NULL)
-		create_cache();
+		cache = msgq_cache_create("msgq queues", sizeof(NameData),
+								  sizeof(CacheEntry));
 	namestrcpy(&key, name);
 	entry = hash_search(cache, &key, HASH_FIND, NULL);
 	if (entry && entry->generation == generation)

@@ -10,6 +10,7 @@
 #include "datatype/timestamp.h"
 #include "nodes/parsenodes.h"
 #include "storage/lock.h"
+#include "utils/hsearch.h"
 #include "utils/relcache.h"
 
 /*
@@ -167,6 +168,7 @@ typedef enum MsgqLock
 	MSGQ_LOCK_COUNT				/* stats.c */
 } MsgqLock;
 
+extern HTAB *msgq_cache_create(const char *name, Size key_size, Size entry_size);
 extern void msgq_queue_init(void);
 extern void msgq_queue_watch(void);
 extern uint64 msgq_queue_generation(void);

@@ -35,7 +35,6 @@
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/catcache.h"
 #include "utils/datum.h"
 #include "utils/fmgroids.h"
 #include "utils/hsearch.h"
@@ -291,21 +290,6 @@ read_streams(const char *name)
  * ---------------------------------------------------------------------------
  */
 
-static void
-create_cache(void)
-{
-	HASHCTL		control = {
-		.keysize = sizeof(NameData),
-		.entrysize = sizeof(CachedStream),
-	};
-
-	if (CacheMemoryContext == NULL)
-		CreateCacheMemoryContext();
-	control.hcxt = CacheMemoryContext;
-	cache = hash_create("msgq streams", 32, &control,
-						HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-}
-
 /* What is cached under this name is old: but somebody may be using it. */
 static void
 retire(CachedStream *entry)
@@ -327,7 +311,8 @@ msgq_stream_find(const char *name)
 
 	AcceptInvalidationMessages();
 	if (cache == NULL)
-		create_cache();
+		cache = msgq_cache_create("msgq streams", sizeof(NameData),
+								  sizeof(CachedStream));
 	namestrcpy(&key, name);
 	entry = hash_search(cache, &key, HASH_FIND, NULL);
 	if (entry && entry->stream->generation == msgq_queue_generation())

@@ -33,7 +33,6 @@
 #include "access/table.h"
 #include "access/xact.h"
 #include "utils/builtins.h"
-#include "utils/catcache.h"
 #include "utils/fmgroids.h"
 #include "utils/hsearch.h"
 #include "utils/inval.h"
@@ -442,21 +441,6 @@ msgq_topic_find(const char *name)
  * ---------------------------------------------------------------------------
  */
 
-static void
-create_cache(void)
-{
-	HASHCTL		control = {
-		.keysize = sizeof(NameData),
-		.entrysize = sizeof(CachedRouting),
-	};
-
-	if (CacheMemoryContext == NULL)
-		CreateCacheMemoryContext();
-	control.hcxt = CacheMemoryContext;
-	cache = hash_create("msgq topics", 32, &control,
-						HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-}
-
 /*
  * Has none of the routing's topics changed, but others?  Then it is current
  * again.  After DROP EXTENSION another topic can have its number and version.
@@ -524,7 +508,8 @@ msgq_routing_find(const char *topic)
 
 	AcceptInvalidationMessages();
 	if (cache == NULL)
-		create_cache();
+		cache = msgq_cache_create("msgq topics", sizeof(NameData),
+								  sizeof(CachedRouting));
 	namestrcpy(&key, topic);
 	entry = hash_search(cache, &key, HASH_FIND, NULL);
 	if (entry && (entry->routing->generation == generation ||

@@ -264,10 +264,7 @@ foreach my $how (qw(pop ack))
 }
 $session->quit;
 
-unlike(
-	slurp_file($node->logfile),
-	qr/PANIC|TRAP|invalid page|could not read block/,
-	'the server did not complain');
+check_log($node);
 check_indexes($node);
 $node->stop;
 

@@ -659,10 +659,7 @@ is_enough(
 	1, 'segments were turned');
 $session->quit;
 
-unlike(
-	slurp_file($node->logfile),
-	qr/PANIC|TRAP|invalid page|could not read block|could not give positions/,
-	'the server did not complain');
+check_log($node);
 check_indexes($node);
 $node->stop;
 

@@ -13,6 +13,7 @@
 #   finish(HANDLE...)           waits for those
 #   stop_load(HANDLE...)        ends those, which would go on for long
 #   check_indexes(NODE)         amcheck over all that msgq stores
+#   check_log(NODE)             nothing in its log tells of damage
 #
 # PostgreSQL::Test::Cluster has background_psql, but what it returns differs
 # between releases, and it does not show SQLSTATEs.
@@ -185,7 +186,7 @@ use Time::HiRes qw(usleep);
 
 our @EXPORT = qw(new_node is_preloaded session kill_all kill_starting start_again
   kill_backend wait_for_lock load run_psql text_file finish stop_load
-  check_indexes);
+  check_indexes check_log);
 
 # Is the home of the shared state the main shared memory, in this run?
 sub is_preloaded
@@ -446,6 +447,19 @@ sub stop_load
 
 	$_->{run}->signal('INT') foreach @handles;
 	eval { $_->{run}->finish } foreach @handles;
+	return;
+}
+
+# Nothing in the server's log tells of damage.
+sub check_log
+{
+	my ($node) = @_;
+
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	unlike(
+		PostgreSQL::Test::Utils::slurp_file($node->logfile),
+		qr/PANIC|TRAP|invalid page|could not read block|could not give positions/,
+		'the server did not complain');
 	return;
 }
 
