@@ -466,8 +466,9 @@ maintain_queue(MsgqMaintenance *m, const Work *work)
 }
 
 /*
- * Turns and empties stores.  First of all in a round: by hand, the round keeps
- * the locks of its steps, and to turn a store it waits for a lock.
+ * Turns and empties stores.  Early in a round: by hand, the round keeps the locks
+ * of its steps, and to turn a store it waits for a lock.  Only schedules, which
+ * should be in time, come before; their locks are those of a sender.
  */
 void
 msgq_upkeep_stores(MsgqMaintenance *m)
