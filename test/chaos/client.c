@@ -13,6 +13,9 @@
  *			before COMMIT was sent,
  *	unknown	if the connection broke after that.
  *
+ * A confirmed commit whose wait for a synchronous standby was broken off is "ok"
+ * and "unsynced": it gets lost if the standby takes over before it has it.
+ *
  * For the last case the client fetches, right before COMMIT, the transaction's
  * xid and the end of the write-ahead log.  When the server is back, it asks
  * pg_xact_status(xid), and logs the answer as a line of its own.  An xid that
@@ -38,7 +41,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define MAX_OPEN 1000
+#define MAX_OPEN 20000
 
 /* No round has more transactions. */
 #define ROUND_TRANSACTIONS 10
@@ -46,7 +49,7 @@
 /* So long after the stop it may take until all outcomes are known. */
 #define RESOLVE_SECONDS 120
 
-/* A transaction whose outcome is not known yet. */
+/* A transaction whose outcome is not known yet, or not for ever. */
 typedef struct Open
 {
 	long		tx;
@@ -65,8 +68,12 @@ static int	log_fd;
 static uint64_t client_seed;
 static uint64_t random_state;
 static bool with_async_leases;
+static bool with_positions;
+static bool is_unsynced;		/* the last commit */
 static Open opens[MAX_OPEN];
 static int	nopens = 0;
+static Open prepared[MAX_OPEN];
+static int	nprepared = 0;
 
 static void
 __attribute__((noreturn, format(printf, 1, 2)))
@@ -203,11 +210,15 @@ is_error(PGresult *result, const char *sqlstate)
 	return error != NULL && strcmp(error, sqlstate) == 0;
 }
 
+/* "canceling wait for synchronous replication due to user request" */
 static void
-ignore_notice(void *arg, const char *message)
+receive_notice(void *arg, const PGresult *result)
 {
+	const char *message = PQresultErrorField(result, PG_DIAG_MESSAGE_PRIMARY);
+
 	(void) arg;
-	(void) message;
+	if (message != NULL && strstr(message, "synchronous replication") != NULL)
+		is_unsynced = true;
 }
 
 /* One attempt. */
@@ -221,7 +232,7 @@ connect_once(void)
 			 "options='-c msgq.async_leases=%s'",
 			 client_name, with_async_leases ? "on" : "off");
 	conn = PQconnectdb(conninfo);
-	PQsetNoticeProcessor(conn, ignore_notice, NULL);
+	PQsetNoticeReceiver(conn, receive_notice, NULL);
 	if (!is_connected())
 		client_disconnect();
 	return conn != NULL;
@@ -445,6 +456,7 @@ commit(void)
 	if (!fetch_xid(xid, lsn))
 		return OUTCOME_FAIL;
 	logged("commit %ld %s %s", tx, xid, lsn);
+	is_unsynced = false;
 	result = PQexec(conn, "COMMIT");
 	outcome = outcome_of(result, "COMMIT");
 	if (outcome == OUTCOME_FAIL)
@@ -454,6 +466,10 @@ commit(void)
 	}
 	PQclear(result);
 	logged("%s %ld", outcome == OUTCOME_OK ? "ok" : "unknown", tx);
+	if (outcome == OUTCOME_OK && is_unsynced)
+		logged("unsynced %ld", tx);
+	if (outcome == OUTCOME_OK && (is_unsynced || with_positions))
+		after_lsn();
 	if (outcome == OUTCOME_UNKNOWN)
 	{
 		client_disconnect();
@@ -503,6 +519,9 @@ prepare_transaction(bool to_be_committed)
 	if (outcome == OUTCOME_UNKNOWN)
 		client_disconnect();
 	remember(xid, true, to_be_committed);
+	if (nprepared == MAX_OPEN)
+		die("too many transactions were prepared");
+	prepared[nprepared++] = opens[nopens - 1];
 	return true;
 }
 
@@ -571,13 +590,14 @@ on_signal(int signal)
 
 void
 client_start(const char *name, const char *role, uint64_t seed,
-			 const char *log_file, bool async_leases)
+			 const char *log_file, bool async_leases, bool positions)
 {
 	struct sigaction action = {.sa_handler = on_signal};
 
 	client_name = name;
 	client_seed = mixed(seed);
 	with_async_leases = async_leases;
+	with_positions = positions;
 	log_fd = open(log_file, O_WRONLY | O_CREAT | O_APPEND, 0644);
 	if (log_fd < 0)
 		die("could not open %s: %s", log_file, strerror(errno));
@@ -588,12 +608,32 @@ client_start(const char *name, const char *role, uint64_t seed,
 		   async_leases ? "on" : "off");
 }
 
+/*
+ * If a standby has taken over that did not know the end of a prepared transaction,
+ * it has to be ended again, in the same way; and asked for, since it may have been
+ * lost as a whole.
+ */
+static void
+reopen_prepared(void)
+{
+	for (int i = 0; i < nprepared && nopens < MAX_OPEN; i++)
+	{
+		int			j = 0;
+
+		while (j < nopens && opens[j].tx != prepared[i].tx)
+			j++;
+		opens[j] = prepared[i];
+		nopens = j < nopens ? nopens : j + 1;
+	}
+}
+
 /* Ends what is prepared, and finds all outcomes, or says which are missing. */
 void
 client_finish(void)
 {
 	int64_t		deadline = now_us() + RESOLVE_SECONDS * INT64_C(1000000);
 
+	reopen_prepared();
 	while (nopens > 0 && now_us() < deadline && connected(deadline))
 	{
 		for (int i = 0; i < nopens && is_connected(); i++)

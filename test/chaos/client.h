@@ -34,7 +34,7 @@ extern long client_round;		/* number of the current round */
 extern long tx;					/* and of the current transaction */
 
 extern void client_start(const char *name, const char *role, uint64_t seed,
-						 const char *log_file, bool async_leases);
+						 const char *log_file, bool async_leases, bool positions);
 extern void client_finish(void);
 extern void client_disconnect(void);
 

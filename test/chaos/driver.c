@@ -19,7 +19,8 @@
  *	probe		measures how soon a receive that waits has a message, and ends
  *
  * All but the last three go on until SIGTERM.  --async on lets leases commit
- * asynchronously.  --receive, --ack, --reject and --read name functions that
+ * asynchronously; --positions on lets each commit be followed by the end of the
+ * write-ahead log.  --receive, --ack, --reject and --read name functions that
  * stand for those of msgq, and --kind is how consumers always settle, as numbered
  * in consume() (lib/Canaries.pm).
  *
@@ -271,6 +272,7 @@ read_options(int argc, char **argv)
 		{"timeout", required_argument, NULL, 't'},
 		{"poll-interval", required_argument, NULL, 'p'},
 		{"async", required_argument, NULL, 's'},
+		{"positions", required_argument, NULL, 'o'},
 		{"kind", required_argument, NULL, 'k'},
 		{NULL, 0, NULL, 0}
 	};
@@ -307,6 +309,9 @@ read_options(int argc, char **argv)
 			case 's':
 				options.async_leases = strcmp(optarg, "on") == 0;
 				break;
+			case 'o':
+				options.positions = strcmp(optarg, "on") == 0;
+				break;
 			case 'k':
 				options.kind = atoi(optarg);
 				break;
@@ -329,7 +334,8 @@ main(int argc, char **argv)
 	}
 	argv += optind;
 	role = find_role(argv[0]);
-	client_start(argv[1], argv[0], strtoull(argv[2], NULL, 10), argv[3], options.async_leases);
+	client_start(argv[1], argv[0], strtoull(argv[2], NULL, 10), argv[3],
+				 options.async_leases, options.positions);
 	if (role->all != NULL)
 		role->all();
 	while (role->work != NULL && !stopping)

@@ -41,6 +41,7 @@ typedef struct Options
 	const char *timeout;		/* in seconds */
 	const char *poll_interval;
 	bool		async_leases;
+	bool		positions;		/* written down after each commit */
 	int			kind;			/* 0: any */
 } Options;
 

@@ -7,8 +7,10 @@
 # Catches: lost, duplicated and resurrected messages, effects that happen twice
 # or never, receipts that are too good, groups out of order, streams with holes.
 #
-#	MSGQ_CHAOS_SECONDS	of load and faults in each home (20); above 300, several
-#						runs
+#	MSGQ_CHAOS_SECONDS	of load and faults in each home, parted among the scenarios
+#						as these say; above 300 of one, it has several runs.  By
+#						default 20 for the first one, and 8 for the others
+#	MSGQ_CHAOS_SCENARIOS	names; by default all, if preloaded, else mixed
 #	MSGQ_CHAOS_SEED		of the first run, the others have the next ones; by
 #						default another one each time
 #	MSGQ_CHAOS_CANARIES	0: none, 1: all, or a pattern for their names; by default
@@ -25,36 +27,71 @@ use Test::More;
 
 use Canaries;
 use Chaos;
+use Scenarios;
 
-my $seconds = $ENV{MSGQ_CHAOS_SECONDS} // 20;
+my $seconds = $ENV{MSGQ_CHAOS_SECONDS};
 my $seed = $ENV{MSGQ_CHAOS_SEED} // time % 1_000_000;
 my $canaries = $ENV{MSGQ_CHAOS_CANARIES} // is_preloaded();
-my $runs = $seconds > 300 ? int(($seconds + 299) / 300) : 1;
-my $is_long = defined $ENV{MSGQ_CHAOS_SECONDS};
+my @scenarios = split ' ', $ENV{MSGQ_CHAOS_SCENARIOS} //
+  (is_preloaded() ? join ' ', Scenarios::names() : 'mixed');
+
+# Of each scenario: how many runs, and how many seconds each.
+sub share
+{
+	my ($name) = @_;
+	my $all = 0;
+
+	return (1, $name eq $scenarios[0] ? 20 : 8) if !defined $seconds;
+	$all += Scenarios::scenario($_)->{share} foreach @scenarios;
+	my $part = $seconds * Scenarios::scenario($name)->{share} / $all;
+	my $runs = 1 + int(($part - 1) / 300);
+	return ($runs, int($part / $runs) || 1);
+}
+
+sub run_scenario
+{
+	my ($name) = @_;
+	my ($runs, $length) = share($name);
+
+	foreach my $i (1 .. $runs)
+	{
+		my $verdict = Chaos::run(
+			name => "$name$i",
+			scenario => $name,
+			seed => $seed,
+			seconds => $length);
+
+		ok($verdict->{finished}, "$name $i: the checker has come to a verdict");
+		ok($verdict->{ok}, "$name $i: with seed $seed all is well");
+		is($verdict->{failed_clients}, 0, "$name $i: all clients ended well");
+		# Of a long run everybody wants to know, of a short one only if it failed.
+		if (defined $seconds || !$verdict->{ok})
+		{
+			diag($verdict->{report});
+		}
+		else
+		{
+			note($verdict->{report});
+		}
+		diag(Chaos::keep($verdict->{dir})) if !$verdict->{ok};
+		$seed++;
+	}
+	return;
+}
 
 diag("seed $seed; MSGQ_CHAOS_SEED=$seed repeats it");
 Chaos::build_driver();
 
-foreach my $i (0 .. $runs - 1)
+foreach my $name (@scenarios)
 {
-	my $verdict = Chaos::run(
-		name => "chaos$i",
-		seed => $seed + $i,
-		seconds => int($seconds / $runs));
+	my $why = Scenarios::missing($name);
 
-	ok($verdict->{finished}, "run $i: the checker has come to a verdict");
-	ok($verdict->{ok}, "run $i: with seed " . ($seed + $i) . ' all is well');
-	is($verdict->{failed_clients}, 0, "run $i: all clients ended well");
-	# Of a long run everybody wants to know, of a short one only if it failed.
-	if ($is_long || !$verdict->{ok})
+	if ($why)
 	{
-		diag($verdict->{report});
+		diag("scenario $name: $why");
+		next;
 	}
-	else
-	{
-		note($verdict->{report});
-	}
-	diag(Chaos::keep($verdict->{dir})) if !$verdict->{ok};
+	run_scenario($name);
 }
 
 if ($canaries)

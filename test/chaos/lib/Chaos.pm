@@ -8,8 +8,9 @@
 #
 #	name		of the server
 #	seed		all choices are drawn from it
+#	scenario	what may happen (Scenarios.pm); mixed
 #	seconds		of load and faults
-#	faults		names; none: all that there are
+#	faults		names of these, in place of the scenario's
 #	options		role => [ options of the driver ]
 #	prepare		called with the node, before the load
 #	meanwhile	the same, again and again during the load
@@ -39,6 +40,7 @@ use Test::More;
 use Time::HiRes qw(time usleep);
 
 use Faults;
+use Scenarios;
 
 my $top = "$FindBin::RealBin/../chaos";
 
@@ -128,11 +130,25 @@ my $schema = q{
 sub start_server
 {
 	my ($run) = @_;
-	my $node = new_node($run->{name}, @settings, @{ $run->{conf} // [] });
+	my $scenario = $run->{scenario};
+	my $node = new_node(
+		$run->{name},
+		{
+			%{ $scenario->{init} // {} },
+			environment => $scenario->{environment},
+			initialize => $scenario->{initialize}
+		},
+		@settings,
+		@{ $scenario->{conf} // [] },
+		@{ $run->{conf} // [] });
 
+	$run->{node} = $node;
+	$run->{nodes} = [$node];
 	$node->safe_psql('postgres', $schema);
 	$run->{prepare}->($node) if $run->{prepare};
-	return $node;
+	$scenario->{start}->($run) if $scenario->{start};
+	$scenario->{ready}->($run) if $scenario->{ready};
+	return;
 }
 
 # ---------------------------------------------------------------------------
@@ -147,15 +163,17 @@ sub start_client
 	my $async = $run->{client_count} % 2 ? 'on' : 'off';
 	my @command = (
 		"$top/driver", $role, $name, $seed, "$run->{dir}/log/$name",
-		'--async', $async, @options, @{ $run->{options}{$role} // [] });
+		'--async', $async, @options, @{ $run->{scenario}{options} // [] },
+		@{ $run->{options}{$role} // [] });
 	my $pid = fork // die "could not fork: $!";
 
 	if ($pid == 0)
 	{
 		open STDOUT, '>>', "$run->{dir}/driver.out" or die $!;
 		open STDERR, '>&', \*STDOUT or die $!;
-		$ENV{PGHOST} = $run->{node}->host;
-		$ENV{PGPORT} = $run->{node}->port;
+		$ENV{PGHOST} = join ',', map { $_->host } @{ $run->{nodes} };
+		$ENV{PGPORT} = join ',', map { $_->port } @{ $run->{nodes} };
+		$ENV{PGTARGETSESSIONATTRS} = 'read-write' if @{ $run->{nodes} } > 1;
 		exec @command or die "could not start @command: $!";
 	}
 	$run->{pids}{$pid} = $name;
@@ -228,8 +246,10 @@ sub disturb
 {
 	my ($run) = @_;
 	my $begun = time;
+	my $weights = $run->{scenario}{faults};
 
-	foreach my $fault (Faults::plan($run->{seed}, $run->{seconds}, @{ $run->{faults} // [] }))
+	$weights = { map { $_ => 1 } @{ $run->{faults} } } if $run->{faults};
+	foreach my $fault (Faults::plan($run->{seed}, $run->{seconds}, $weights))
 	{
 		while (time < $begun + $fault->{at})
 		{
@@ -239,7 +259,7 @@ sub disturb
 		last if time > $begun + $run->{seconds};
 		(my $name = $fault->{name}) =~ s/ /-/g;
 		nemesis_log($run, "fault $name $fault->{number}");
-		my $done = Faults::strike($run->{node}, $fault);
+		my $done = Faults::strike($run, $fault);
 		nemesis_log($run, "done $name " . ($done // 'nothing'));
 		# Faults that take long push the others back.
 		my $late = time - $begun - $fault->{at};
@@ -328,9 +348,9 @@ sub dump_all
 # How far recoveries got, and what the server complained about.
 sub read_server_log
 {
-	my ($run) = @_;
+	my ($run, $node) = @_;
 
-	open my $log, '<', $run->{node}->logfile or die "no server log: $!";
+	open my $log, '<', $node->logfile or die "no server log: $!";
 	while (my $line = <$log>)
 	{
 		next if $line !~ /^(\d+)\.(\d\d\d) \d+ (.*)/;
@@ -359,15 +379,17 @@ sub commit_of_source
 sub run
 {
 	my (%params) = @_;
-	my $run = {%params};
+	my $scenario = $params{scenario} // 'mixed';
+	my $run = { %params, scenario => Scenarios::scenario($scenario) };
 
 	$run->{dir} = PostgreSQL::Test::Utils::tempdir('chaos_');
 	mkdir "$run->{dir}/log" or die $!;
 	nemesis_log($run,
-		sprintf 'run name=%s seed=%d seconds=%d home=%s commit=%s',
-		$run->{name}, $run->{seed}, $run->{seconds},
+		sprintf 'run scenario=%s seed=%d seconds=%d home=%s commit=%s',
+		$scenario, $run->{seed}, $run->{seconds},
 		is_preloaded() ? 'preloaded' : 'plain', commit_of_source());
-	$run->{node} = start_server($run);
+	nemesis_log($run, "fact $_") foreach @{ $run->{scenario}{facts} // [] };
+	start_server($run);
 	nemesis_log($run, 'phase load');
 	start_load($run);
 	disturb($run);
@@ -376,8 +398,9 @@ sub run
 	drain($run);
 	nemesis_log($run, 'phase dump');
 	dump_all($run);
-	$run->{node}->stop;
-	read_server_log($run);
+	$run->{scenario}{finish}->($run) if $run->{scenario}{finish};
+	$_->stop('fast', fail_ok => 1) foreach @{ $run->{nodes} };
+	read_server_log($run, $_) foreach @{ $run->{nodes} };
 	my $verdict = check($run->{dir});
 	$verdict->{failed_clients} = $run->{failed_clients} // 0;
 	return $verdict;

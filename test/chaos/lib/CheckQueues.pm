@@ -15,7 +15,7 @@ use Exporter 'import';
 
 use History;
 
-our @EXPORT = qw(check_queues is_payload send_outcome);
+our @EXPORT = qw(check_queues is_payload send_outcome is_phantom);
 
 # So many failures the queue "work" allows (Chaos.pm).
 my $max_deliveries = 6;
@@ -37,9 +37,24 @@ sub send_outcome
 	return $seen{C} ? 'C' : $seen{U} ? 'U' : 'A';
 }
 
+# Was something seen of a transaction that was rolled back?  One that a standby
+# does not know could be seen until then.
+sub is_phantom
+{
+	my ($seen, @tries) = @_;
+
+	return if send_outcome(@tries) ne 'A';
+	return !grep { $_->{tx}{undone} && !$_->{undone} && defined $seen && $seen < $_->{tx}{undone} }
+	  @tries;
+}
+
+# Has a transaction committed, or may have, if only until a standby took over?
+sub was_there { return $_[0]{outcome} ne 'A' || $_[0]{undone}; }
+
 sub name_of { return "$_[0]{client}.$_[0]{n}"; }
 
-# When a delivery was made, by the server's clock where that is known.
+# When a delivery was asked for, by the server's clock where that is known: a lease
+# counts from then.
 sub claimed
 {
 	my ($d) = @_;
@@ -57,7 +72,7 @@ sub excuse_no_suspects
 	my ($h, $m) = @_;
 	my @sent = map { $_->{tx}{ended} // () } grep { $_->{tx}{outcome} eq 'C' } @{ $m->{tries} };
 
-	return if @sent != 1;
+	return if @sent != 1 || $h->{facts}{lossy};
 	foreach my $d (grep { $_->{tx}{maybe_lost} } @{ $m->{deliveries} })
 	{
 		$d->{tx}{maybe_lost} = 0
@@ -91,7 +106,7 @@ sub collect
 		push @{ $m->{deliveries} }, $d;
 		$by_receipt{"$d->{queue} $d->{receipt}"} = $d if $d->{timeout} > 0;
 		push @{ $m->{removals} }, { tx => $d->{tx}, at => $d->{asked}, action => 'pop' }
-		  if $d->{timeout} == 0 && $d->{tx}{outcome} ne 'A';
+		  if $d->{timeout} == 0 && was_there($d->{tx});
 	}
 	foreach my $s (@{ $h->{settles} })
 	{
@@ -100,7 +115,7 @@ sub collect
 		push @{ $d->{settles} }, $s;
 		push @{ $d->{message}{removals} }, $s
 		  if $s->{action} =~ /^(ack|archive|reject)$/ && $s->{result} eq 't'
-		  && $s->{tx}{outcome} ne 'A';
+		  && was_there($s->{tx});
 	}
 	foreach my $row (@{ $h->{dump}{stored} })
 	{
@@ -134,9 +149,10 @@ sub check_origin
 		violation('unexpected', "$name was never sent");
 		return;
 	}
-	violation('phantom', "$name was rolled back, and is seen") if $m->{outcome} eq 'A';
 	foreach my $seen (@seen)
 	{
+		violation('phantom', "$name was rolled back, and is seen")
+		  if is_phantom($seen->{seen}, @{ $m->{tries} });
 		violation('payload', "$name is not what was sent")
 		  if $seen->{n} != $m->{tries}[0]{n} || !is_payload($m->{value}, $seen->{n}, $seen->{md5});
 	}
@@ -160,7 +176,8 @@ sub check_place
 {
 	my ($h, $m) = @_;
 	my $name = "$m->{queue} $m->{value}";
-	my @taken = grep { $_->{action} =~ /^(ack|pop)$/ } @{ $m->{removals} };
+	my @taken = grep { $_->{action} =~ /^(ack|pop)$/ && $_->{tx}{outcome} ne 'A' }
+	  @{ $m->{removals} };
 	my $certain = grep { $_->{tx}{outcome} eq 'C' } @taken;
 	my %n = (taken => $certain, map { $_ => scalar @{ $m->{$_} } } qw(stored archived dead));
 	my $places = $n{taken} + $n{stored} + $n{archived} + $n{dead};
@@ -209,7 +226,8 @@ sub check_dead
 {
 	my ($m) = @_;
 	my $name = "$m->{queue} $m->{value}";
-	my %done = map { $_->{action} => $_->{tx}{outcome} } @{ $m->{removals} };
+	my %done = map { $_->{action} => $_->{tx}{outcome} }
+	  grep { $_->{tx}{outcome} ne 'A' } @{ $m->{removals} };
 
 	violation('dead-letter', "$name was rejected, and is no dead letter")
 	  if ($done{reject} // '') eq 'C' && !@{ $m->{dead} };
@@ -245,12 +263,26 @@ sub lease_end
 
 	foreach my $s (sort { $a->{at} <=> $b->{at} } @settles)
 	{
-		next if $s->{at} > $seen || $s->{tx}{outcome} eq 'A' || $s->{result} eq 'f';
+		next if $s->{at} > $seen || !was_there($s->{tx}) || $s->{result} eq 'f';
 		return 0 if $s->{action} ne 'extend';
 		my $is_certain = $s->{tx}{outcome} eq 'C' && $s->{tx}{ended} < $asked;
 		$end = $s->{until} if defined $s->{until} && ($is_certain || $s->{until} < $end);
 	}
 	return $end;
+}
+
+# Deliveries are told one after the other by when they were seen: nobody can have a
+# message before the transaction that had it has ended, and its client writes down
+# what it got before that.  Unless the transaction does not end by its client: then
+# the second delivery may have been over when the first one was made.
+sub may_be_over
+{
+	my ($second, $first) = @_;
+
+	return 0 if $second->{asked} >= $first->{seen};
+	return 1 if $second->{tx}{outcome} ne 'C';
+	return grep { $_->{action} ne 'extend' && $_->{at} < $first->{seen} }
+	  @{ $second->{settles} // [] };
 }
 
 sub check_leases
@@ -260,13 +292,10 @@ sub check_leases
 
 	foreach my $first (@leases)
 	{
-		my $from = claimed($first);
-		foreach my $second (@{ $m->{deliveries} })
+		foreach my $second (grep { $_->{seen} > $first->{seen} } @{ $m->{deliveries} })
 		{
-			my $at = claimed($second);
-
-			next if $second == $first || $at <= $from;
-			next if $at >= lease_end($first, $second->{asked}, $second->{seen},
+			next if may_be_over($second, $first);
+			next if claimed($second) >= lease_end($first, $second->{asked}, $second->{seen},
 				@{ $first->{settles} }, @{ $first->{companions} });
 			if ($first->{tx}{maybe_lost})
 			{
@@ -295,7 +324,7 @@ sub check_accepted
 	}
 	foreach my $later (@{ $d->{message}{deliveries} })
 	{
-		next if $later->{tx}{outcome} ne 'C' || claimed($later) <= claimed($d)
+		next if $later->{tx}{outcome} ne 'C' || $later->{seen} <= $d->{seen}
 		  || $later->{tx}{ended} >= $s->{at};
 		if ($later->{tx}{maybe_lost})
 		{
@@ -316,7 +345,7 @@ sub check_counts
 	my ($least, $most, $lost) = (0, 0, 0);
 	my $has_pops = $m->{queue} eq 'effects';
 
-	foreach my $d (sort { claimed($a) <=> claimed($b) } @{ $m->{deliveries} })
+	foreach my $d (sort { $a->{seen} <=> $b->{seen} } @{ $m->{deliveries} })
 	{
 		my $slack = $has_pops ? $h->{failed_pops} : 0;
 
@@ -334,7 +363,7 @@ sub check_counts
 		my $outcome = $d->{tx}{outcome};
 		$least++ if $outcome eq 'C';
 		$lost++ if $d->{tx}{maybe_lost};
-		$most++ if $outcome ne 'A' || $has_pops;
+		$most++ if was_there($d->{tx}) || $has_pops;
 	}
 	return;
 }
@@ -369,7 +398,7 @@ sub check_group_leases
 	my ($group, @deliveries) = @_;
 	my @open;
 
-	foreach my $d (sort { claimed($a) <=> claimed($b) } @deliveries)
+	foreach my $d (sort { $a->{seen} <=> $b->{seen} } @deliveries)
 	{
 		my $at = claimed($d);
 
@@ -377,7 +406,8 @@ sub check_group_leases
 		@open = grep { $_->{until} + 10_000_000 > $at } @open;
 		foreach my $other (@open)
 		{
-			next if $other->{tx} == $d->{tx} || $other->{message} == $d->{message};
+			next if $other->{tx} == $d->{tx} || $other->{message} == $d->{message}
+			  || may_be_over($d, $other);
 			next if $at >= lease_end($other, $d->{asked}, $d->{seen},
 				@{ $other->{settles} // [] }, @{ $other->{companions} // [] });
 			if ($other->{tx}{maybe_lost})

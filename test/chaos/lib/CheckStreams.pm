@@ -111,7 +111,7 @@ sub check_given
 			next;
 		}
 		violation('phantom', "$e->{value} was rolled back, and read by $e->{group}")
-		  if send_outcome($try) eq 'A';
+		  if is_phantom($e->{seen}, $try);
 		violation('phantom', "$e->{value} was read before its COMMIT was sent")
 		  if defined $try->{tx}{sent_commit} && $e->{seen} < $try->{tx}{sent_commit};
 		violation('payload', "$e->{value} is not what was appended")

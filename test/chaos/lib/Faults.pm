@@ -1,15 +1,16 @@
 # Faults.pm: what the nemesis does to a server under load.
 #
-# Each fault is an entry of the table: how often it is chosen, whether the
-# server crashes of it, and what it does.  It gets the node, and a number that
-# all its choices are drawn from, and returns what it did, for the log: words
+# Each fault is an entry of the table: whether the server crashes of it, and what
+# it does.  It gets the run (Chaos.pm), whose node is the server, and a number
+# that all its choices are drawn from, and returns what it did, for the log: words
 # "name=count" are added up in the report; undef: there was nothing to do it to.
 #
-#	plan(SEED, SECONDS, NAMES)	the faults of a run, each with its moment and
-#								its number; the same for the same arguments
-#	strike(NODE, FAULT)			does one
+#	plan(SEED, SECONDS, WEIGHTS)	the faults of a run, each with its moment and
+#									its number; the same for the same arguments.
+#									WEIGHTS: name => how often it is chosen
+#	strike(RUN, FAULT)				does one
 #
-# A new fault is a new entry.
+# A new fault is a new entry, and a part of some scenario (Scenarios.pm).
 
 package Faults;
 
@@ -17,22 +18,25 @@ use strict;
 use warnings;
 
 use MsgqTest qw(kill_all kill_starting kill_backend start_again);
+use Standby;
 use Time::HiRes qw(usleep);
 
 my %faults = (
-	'kill backend' => { weight => 4, crashes => 1, run => \&kill_client },
-	'kill worker' => { weight => 2, crashes => 1, run => \&kill_worker },
-	'kill server' => { weight => 5, crashes => 1, run => \&kill_server },
-	'kill server twice' => { weight => 2, crashes => 1, run => \&kill_twice },
-	'immediate stop' => { weight => 2, crashes => 1, run => \&stop_immediate },
-	'fast stop' => { weight => 2, run => \&stop_fast },
-	'cancel' => { weight => 6, run => sub { strike_clients('cancel', 40, @_) } },
-	'terminate' => { weight => 3, run => sub { strike_clients('terminate', 6, @_) } },
-	'terminate worker' => { weight => 2, run => sub { signal_worker('TERM', @_) } },
-	'stop worker' => { weight => 1, run => sub { signal_worker('STOP', @_) } },
-	'lock tables' => { weight => 2, run => \&lock_tables },
-	'checkpoint' => { weight => 2, run => \&checkpoint },
-	'vacuum' => { weight => 1, run => \&vacuum });
+	'kill backend' => { crashes => 1, run => \&kill_client },
+	'kill worker' => { crashes => 1, run => \&kill_worker },
+	'kill server' => { crashes => 1, run => \&kill_server },
+	'kill server twice' => { crashes => 1, run => \&kill_twice },
+	'immediate stop' => { crashes => 1, run => \&stop_immediate },
+	'fast stop' => { run => \&stop_fast },
+	'promote' => { crashes => 1, run => \&Standby::promote },
+	'cancel' => { run => sub { strike_clients('cancel', 40, @_) } },
+	'cancel many' => { run => sub { strike_clients('cancel', 400, @_) } },
+	'terminate' => { run => sub { strike_clients('terminate', 6, @_) } },
+	'terminate worker' => { run => sub { signal_worker('TERM', @_) } },
+	'stop worker' => { run => sub { signal_worker('STOP', @_) } },
+	'lock tables' => { run => \&lock_tables },
+	'checkpoint' => { run => \&checkpoint },
+	'vacuum' => { run => \&vacuum });
 
 # A generator of its own: nobody else draws from it.
 sub random
@@ -47,15 +51,11 @@ sub random
 	};
 }
 
-sub names { return sort keys %faults; }
-
-sub crashes { return $faults{ $_[0] }{crashes}; }
-
 sub plan
 {
-	my ($seed, $seconds, @names) = @_;
+	my ($seed, $seconds, $weights) = @_;
 	my $random = random($seed);
-	my @urn = map { ($_) x $faults{$_}{weight} } sort(@names ? @names : names());
+	my @urn = map { ($_) x $weights->{$_} } sort keys %$weights;
 	my @plan;
 	my $at = 1.5;
 
@@ -76,15 +76,15 @@ sub plan
 
 sub strike
 {
-	my ($node, $fault) = @_;
-	return $faults{ $fault->{name} }{run}->($node, $fault->{number});
+	my ($run, $fault) = @_;
+	return $faults{ $fault->{name} }{run}->($run, $fault->{number});
 }
 
-# Queries may fail when a client is about to fall.
+# Queries may fail when a server is about to fall.
 sub ask
 {
-	my ($node, $sql) = @_;
-	my ($status, $output) = $node->psql('postgres', $sql);
+	my ($run, $sql) = @_;
+	my ($status, $output) = $run->{node}->psql('postgres', $sql);
 	return $status == 0 ? $output : '';
 }
 
@@ -95,51 +95,51 @@ sub ask
 # The process that this query finds.  It may end by itself meanwhile.
 sub kill_process
 {
-	my ($node, $from, $number) = @_;
-	my $pid = ask($node, "SELECT pid FROM pg_stat_activity WHERE $from
+	my ($run, $from, $number) = @_;
+	my $pid = ask($run, "SELECT pid FROM pg_stat_activity WHERE $from
 		ORDER BY md5(application_name || $number) LIMIT 1");
 
 	return if $pid eq '' || !kill(0, $pid);
-	kill_backend($node, $pid);
-	return 'kills=1' . survivors($node);
+	kill_backend($run->{node}, $pid);
+	return 'kills=1' . survivors($run);
 }
 
 sub kill_client
 {
-	my ($node, $number) = @_;
-	return kill_process($node, "application_name ^@ 'chaos-'", $number);
+	my ($run, $number) = @_;
+	return kill_process($run, "application_name ^@ 'chaos-'", $number);
 }
 
 sub kill_worker
 {
-	my ($node, $number) = @_;
-	return kill_process($node, "backend_type ^@ 'msgq'", $number);
+	my ($run, $number) = @_;
+	return kill_process($run, "backend_type ^@ 'msgq'", $number);
 }
 
 # Transactions that were prepared before the crash.
 sub survivors
 {
-	my ($node) = @_;
-	my $count = ask($node, 'SELECT count(*) FROM pg_prepared_xacts');
+	my ($run) = @_;
+	my $count = ask($run, 'SELECT count(*) FROM pg_prepared_xacts');
 	return $count ne '' ? " prepared-survivors=$count" : '';
 }
 
 sub kill_server
 {
-	my ($node) = @_;
-	kill_all($node);
-	start_again($node);
-	return 'kills=1' . survivors($node);
+	my ($run) = @_;
+	kill_all($run->{node});
+	start_again($run->{node});
+	return 'kills=1' . survivors($run);
 }
 
 # The second time it is in recovery, or just behind it.
 sub kill_twice
 {
-	my ($node) = @_;
-	kill_all($node);
-	kill_starting($node);
-	start_again($node);
-	return 'kills=2' . survivors($node);
+	my ($run) = @_;
+	kill_all($run->{node});
+	kill_starting($run->{node});
+	start_again($run->{node});
+	return 'kills=2' . survivors($run);
 }
 
 # ---------------------------------------------------------------------------
@@ -148,18 +148,18 @@ sub kill_twice
 
 sub stop_immediate
 {
-	my ($node) = @_;
-	$node->stop('immediate');
-	start_again($node);
-	return 'stops=1' . survivors($node);
+	my ($run) = @_;
+	$run->{node}->stop('immediate');
+	start_again($run->{node});
+	return 'stops=1' . survivors($run);
 }
 
 sub stop_fast
 {
-	my ($node) = @_;
-	$node->stop('fast');
-	start_again($node);
-	return 'stops=1' . survivors($node);
+	my ($run) = @_;
+	$run->{node}->stop('fast');
+	start_again($run->{node});
+	return 'stops=1' . survivors($run);
 }
 
 # ---------------------------------------------------------------------------
@@ -169,16 +169,16 @@ sub stop_fast
 # chaos.strike: see Chaos.pm.
 sub strike_clients
 {
-	my ($what, $most, $node, $number) = @_;
+	my ($what, $most, $run, $number) = @_;
 	my $times = 1 + $number % $most;
-	my $hit = ask($node, "SELECT chaos.strike('$what', $times, $number)");
+	my $hit = ask($run, "SELECT chaos.strike('$what', $times, $number)");
 	return $hit ? "hits=$hit" : undef;
 }
 
 sub signal_worker
 {
-	my ($signal, $node, $number) = @_;
-	my $pid = ask($node, "SELECT pid FROM pg_stat_activity
+	my ($signal, $run, $number) = @_;
+	my $pid = ask($run, "SELECT pid FROM pg_stat_activity
 		WHERE backend_type ^@ 'msgq' ORDER BY md5(pid::text || $number) LIMIT 1");
 
 	return if $pid eq '' || !kill($signal, $pid);
@@ -197,10 +197,10 @@ sub signal_worker
 # Whoever has a lock_timeout may run into it.
 sub lock_tables
 {
-	my ($node, $number) = @_;
+	my ($run, $number) = @_;
 	my $ms = 50 + $number % 300;
 
-	ask($node, "BEGIN; SET LOCAL lock_timeout = '1s';
+	ask($run, "BEGIN; SET LOCAL lock_timeout = '1s';
 		DO \$\$ DECLARE t regclass; BEGIN
 			FOR t IN SELECT oid FROM pg_class WHERE relnamespace = 'msgq'::regnamespace
 				AND relkind = 'r' AND relname ~ '^q\\d+_\\d+\$'
@@ -215,15 +215,15 @@ sub lock_tables
 
 sub checkpoint
 {
-	my ($node) = @_;
-	ask($node, 'CHECKPOINT; SELECT 1') or return;
+	my ($run) = @_;
+	ask($run, 'CHECKPOINT; SELECT 1') or return;
 	return 'checkpoints=1';
 }
 
 sub vacuum
 {
-	my ($node) = @_;
-	my ($status) = $node->psql('postgres', 'VACUUM');
+	my ($run) = @_;
+	my ($status) = $run->{node}->psql('postgres', 'VACUUM');
 	return $status == 0 ? 'vacuums=1' : undef;
 }
 

@@ -19,7 +19,11 @@
 #	entries		[ { tx, group, partition, position, id, value, n, md5, receipt, seen } ]
 #	moves		[ { tx, group, receipt, upto, at, result } ]
 #	probes, fails, recoveries, faults, ends
+#	facts		name => 1: what the run was like
 #	dump		kind => [ [ words ] ]
+#
+# Facts: replicated, the server may be another one after a recovery, a standby;
+# lossy, that one may be behind.
 #
 # Outcomes.  ok and fail are the server's word.  For a transaction whose COMMIT
 # was not answered, or that was prepared, there is the answer of pg_xact_status.
@@ -27,6 +31,12 @@
 # time: that can be if it got lost in a crash, with all that was logged under
 # it.  Then the log that survived, up to where the recovery says "redo done",
 # ends before the position that the client has read before COMMIT.
+#
+# Where a standby takes over, a confirmed commit is lost if the standby's log ends
+# before it: if the standby is asynchronous ("lossy"), or if the wait for it was
+# broken off ("unsynced").  Such a commit is "undone", at the time of that recovery;
+# until then everybody could see what it did.  It is unknown whether it is lost if
+# the end lies between the positions that the client has read before and after.
 #
 # Likewise for a lease whose commit does not wait for the disk
 # (msgq.async_leases): the crash may have undone it if the log that survived
@@ -142,9 +152,14 @@ my %lines = (
 	},
 	unknown => sub { $_[3]{said} = 'unknown'; },
 	lsn => sub { $_[3]{after} = lsn($_[4]); },
+	unsynced => sub { $_[3]{unsynced} = 1; },
 	finish => sub { },
 	finished => sub { },
-	status => sub { @{ $_[3] }{qw(status answered)} = ($_[4], $_[2]); },
+	status => sub {
+		my ($h, $c, $t, $tx, $status) = @_;
+		@$tx{qw(status answered)} = ($status, $t);
+		$tx->{first_answered} //= $t;
+	},
 	unresolved => sub { $_[0]{ends}{unresolved}++; },
 	probe => sub { push @{ $_[0]{probes} }, { us => $_[4], kind => $_[5] }; });
 
@@ -198,6 +213,7 @@ sub read_nemesis
 		my ($t, $what, @words) = split / /, $line;
 
 		$h->{run} = "@words" if $what eq 'run';
+		$h->{facts}{ $words[0] } = 1 if $what eq 'fact';
 		push @{ $h->{recoveries} }, { at => $t, lsn => lsn($words[0]) }
 		  if $what eq 'recovery';
 		next if $what ne 'done';
@@ -258,6 +274,29 @@ sub recovery_after
 	return;
 }
 
+# Of one that was committed, and then a standby took over.
+sub outcome_after
+{
+	my ($h, $tx, $recovery) = @_;
+
+	return 'U' if !defined $recovery->{lsn} || !defined $tx->{lsn};
+	return 'C' if defined $tx->{after} && $tx->{after} <= $recovery->{lsn};
+	$tx->{undone} = $recovery->{at};
+	return 'U' if $tx->{lsn} <= $recovery->{lsn};
+	$h->{ends}{undone}++;
+	return 'A';
+}
+
+# Of one that was confirmed.
+sub outcome_by_answer
+{
+	my ($h, $tx) = @_;
+
+	return 'C' if !$h->{facts}{lossy} && !$tx->{unsynced};
+	my $recovery = recovery_after($h, $tx->{sent_commit}) // return 'C';
+	return outcome_after($h, $tx, $recovery);
+}
+
 # Of one that was asked for.
 sub outcome_by_status
 {
@@ -265,8 +304,11 @@ sub outcome_by_status
 
 	return 'U' if !defined $tx->{status} || $tx->{status} eq 'old';
 	return 'A' if $tx->{status} eq 'aborted';
-	my $recovery = recovery_after($h, $tx->{sent_commit});
-	return 'C' if !$recovery || $recovery->{at} > $tx->{answered};
+	my $recovery = recovery_after($h, $tx->{sent_commit}) // return 'C';
+	if ($recovery->{at} > $tx->{answered})
+	{
+		return $h->{facts}{replicated} ? outcome_after($h, $tx, $recovery) : 'C';
+	}
 	return 'U' if !defined $recovery->{lsn} || !defined $tx->{lsn};
 	if ($tx->{lsn} > $recovery->{lsn})
 	{
@@ -281,14 +323,20 @@ sub decide
 	my ($h, $tx) = @_;
 	my $said = $tx->{said} // '';
 
-	if ($said eq 'ok' || $said eq 'fail')
+	if ($said eq 'fail')
 	{
-		$tx->{outcome} = $said eq 'ok' ? 'C' : 'A';
+		$tx->{outcome} = 'A';
+	}
+	elsif ($said eq 'ok')
+	{
+		$tx->{outcome} = outcome_by_answer($h, $tx);
 	}
 	else
 	{
 		$tx->{outcome} = outcome_by_status($h, $tx);
-		$tx->{ended} = $tx->{answered} if $tx->{outcome} eq 'C';
+		# Prepared ones are asked for again, in case that a standby did not know.
+		$tx->{ended} = $h->{facts}{replicated} ? $tx->{answered} : $tx->{first_answered}
+		  if $tx->{outcome} eq 'C';
 		$h->{ends}{ $tx->{prepared} ? 'prepared' : 'unknown' . "-$tx->{outcome}" }++
 		  if $said eq 'unknown';
 	}
@@ -306,7 +354,7 @@ sub read_history
 	my $h = {
 		map({ $_ => [] }
 			qw(tries deliveries asks settles effects entries moves probes recoveries)),
-		map({ $_ => {} } qw(tx fails faults ends dump clients)) };
+		map({ $_ => {} } qw(tx fails faults ends facts dump clients)) };
 
 	read_client($h, $_) foreach sort glob "$dir/log/*";
 	read_nemesis($h, "$dir/nemesis.log");

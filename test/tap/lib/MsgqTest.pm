@@ -1,6 +1,10 @@
 # MsgqTest.pm: what the TAP tests share.
 #
-#   new_node(NAME, CONF...)     a started server with msgq in its database
+#   new_node(NAME, [PARAMS,] CONF...)
+#                               a started server with msgq in its database;
+#                               PARAMS: initialize => called with the node before
+#                               the first start, environment => of the server's
+#                               processes, and what the init of a node has
 #   session(NODE, %params)      a psql that stays open; see MsgqTest::Session
 #   kill_all(NODE)              SIGKILL for every process of the server at once
 #   kill_starting(NODE)         starts the server, and kills it meanwhile
@@ -197,9 +201,12 @@ sub is_preloaded
 sub new_node
 {
 	my ($name, @conf) = @_;
+	my %params = ref $conf[0] ? %{ shift @conf } : ();
+	my $initialize = delete $params{initialize};
 	my $node = PostgreSQL::Test::Cluster->new($name);
 
-	$node->init(extra => [ '--locale=C', '--encoding=UTF8' ]);
+	$node->{environment} = delete $params{environment};
+	$node->init(extra => [ '--locale=C', '--encoding=UTF8' ], %params);
 	# Without log_statement = none the load would fill the log.
 	$node->append_conf(
 		'postgresql.conf', join "\n",
@@ -207,9 +214,19 @@ sub new_node
 		'max_prepared_transactions = 10',
 		is_preloaded() ? "shared_preload_libraries = 'msgq'" : (),
 		@conf, '');
-	$node->start;
+	$initialize->($node) if $initialize;
+	start($node);
 	$node->safe_psql('postgres', 'CREATE EXTENSION msgq');
 	return $node;
+}
+
+# With the environment that its processes are to have.
+sub start
+{
+	my ($node, %params) = @_;
+	local %ENV = (%ENV, %{ $node->{environment} // {} });
+
+	return $node->start(%params);
 }
 
 sub session
@@ -292,6 +309,7 @@ sub kill_starting
 	my $old = (split /\n/, slurp_file($file))[0];
 	my $pid = $old;
 
+	local %ENV = (%ENV, %{ $node->{environment} // {} });
 	system_log('pg_ctl', '-W', '-D', $node->data_dir, '-l', $node->logfile,
 		'start');
 	foreach my $try (1 .. 100)
@@ -321,7 +339,7 @@ sub start_again
 
 	foreach my $try (1 .. 100)
 	{
-		return if $node->start(fail_ok => 1);
+		return if start($node, fail_ok => 1);
 		$node->stop('fast', fail_ok => 1);
 		usleep(100_000);
 	}

@@ -1,0 +1,120 @@
+# Scenarios.pm: kinds of chaos runs: what the server is like, and what the nemesis
+# may do to it.
+#
+#	names()			all of them, in the order in which they are run
+#	scenario(NAME)	one: a reference to the hash that is described below
+#	missing(NAME)	why it cannot be run here; undef if it can
+#
+# Of a scenario:
+#
+#	share		so large a part of a long run's time is its own
+#	faults		name => weight (Faults.pm)
+#	conf		lines of the server's configuration
+#	environment	of the server's processes
+#	init		parameters of the node's init
+#	initialize	called with the node before its first start
+#	start		called with the run when the schema is there, before the load
+#	ready		the same, after it
+#	finish		called with the run at its end, when all is drained and read
+#	options		of all clients (driver.c)
+#	facts		what the checker has to know; History.pm has the list
+#	is_asynchronous	of its standby (Standby.pm)
+#	missing		called; why it cannot be run here; undef if it can
+#
+# A new scenario is a new entry.
+
+package Scenarios;
+
+use strict;
+use warnings;
+
+use Standby;
+
+my @order = qw(mixed crashes strikes standby lagging compared);
+
+my %scenarios = (
+	# Everything that can happen to one server, and what others do there.
+	mixed => {
+		share => 6,
+		faults => {
+			'kill backend' => 4,
+			'kill worker' => 2,
+			'kill server' => 5,
+			'kill server twice' => 2,
+			'immediate stop' => 2,
+			'fast stop' => 2,
+			'cancel' => 6,
+			'terminate' => 3,
+			'terminate worker' => 2,
+			'stop worker' => 1,
+			'lock tables' => 2,
+			'checkpoint' => 2,
+			'vacuum' => 1
+		}
+	},
+	# One crash after the other.
+	crashes => {
+		share => 6,
+		faults => {
+			'kill backend' => 5,
+			'kill worker' => 1,
+			'kill server' => 4,
+			'kill server twice' => 1,
+			'checkpoint' => 1
+		}
+	},
+	# Statements and sessions that end early, at any point, as many as can be.
+	strikes => {
+		share => 4,
+		faults => { 'cancel many' => 8, 'terminate' => 2, 'lock tables' => 1 }
+	},
+	# A server and its synchronous standby, which takes over; what was confirmed
+	# is there.
+	standby => {
+		share => 6,
+		conf => [ Standby::settings() ],
+		init => { allows_streaming => 1 },
+		start => \&Standby::add,
+		ready => \&Standby::make_synchronous,
+		facts => ['replicated'],
+		faults => { 'promote' => 5, 'cancel' => 4, 'terminate' => 1, 'checkpoint' => 1 }
+	},
+	# The same with an asynchronous one.  What it had not received is lost, and
+	# nothing before that.
+	lagging => {
+		share => 3,
+		conf => [ Standby::settings() ],
+		init => { allows_streaming => 1 },
+		start => \&Standby::add,
+		is_asynchronous => 1,
+		options => [ '--positions', 'on' ],
+		facts => [ 'replicated', 'lossy' ],
+		faults => { 'promote' => 5, 'cancel' => 2, 'checkpoint' => 1 }
+	},
+	# A standby that compares each page that it has replayed with the first
+	# server's, which sends all of them.
+	compared => {
+		share => 1,
+		conf => [ Standby::settings(), "wal_consistency_checking = 'all'" ],
+		init => { allows_streaming => 1 },
+		start => \&Standby::add,
+		finish => \&Standby::check,
+		faults => { 'cancel' => 4, 'terminate' => 1, 'vacuum' => 2, 'checkpoint' => 1 }
+	});
+
+sub names { return @order; }
+
+sub scenario
+{
+	my ($name) = @_;
+	return $scenarios{$name} // die "there is no scenario $name";
+}
+
+sub missing
+{
+	my ($name) = @_;
+	my $why = scenario($name)->{missing};
+	return $why && $why->();
+}
+
+1;
