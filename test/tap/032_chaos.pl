@@ -10,7 +10,8 @@
 #	MSGQ_CHAOS_SECONDS	of load and faults in each home, parted among the scenarios
 #						as these say; above 300 of one, it has several runs.  By
 #						default 20 for the first one, and 8 for the others
-#	MSGQ_CHAOS_SCENARIOS	names; by default all, if preloaded, else mixed
+#	MSGQ_CHAOS_SCENARIOS	names; by default all, but if it is neither preloaded nor
+#						told the time, mixed
 #	MSGQ_CHAOS_SEED		of the first run, the others have the next ones; by
 #						default another one each time
 #	MSGQ_CHAOS_CANARIES	0: none, 1: all, or a pattern for their names; by default
@@ -33,7 +34,7 @@ my $seconds = $ENV{MSGQ_CHAOS_SECONDS};
 my $seed = $ENV{MSGQ_CHAOS_SEED} // time % 1_000_000;
 my $canaries = $ENV{MSGQ_CHAOS_CANARIES} // is_preloaded();
 my @scenarios = split ' ', $ENV{MSGQ_CHAOS_SCENARIOS} //
-  (is_preloaded() ? join ' ', Scenarios::names() : 'mixed');
+  (is_preloaded() || defined $seconds ? join ' ', Scenarios::names() : 'mixed');
 
 # Of each scenario: how many runs, and how many seconds each.
 sub share

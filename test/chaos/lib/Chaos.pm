@@ -249,7 +249,8 @@ sub disturb
 	my $weights = $run->{scenario}{faults};
 
 	$weights = { map { $_ => 1 } @{ $run->{faults} } } if $run->{faults};
-	foreach my $fault (Faults::plan($run->{seed}, $run->{seconds}, $weights))
+	foreach my $fault (Faults::plan($run->{seed}, $run->{seconds},
+			$run->{scenario}{pace} // 1, $weights))
 	{
 		while (time < $begun + $fault->{at})
 		{

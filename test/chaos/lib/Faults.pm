@@ -5,8 +5,10 @@
 # that all its choices are drawn from, and returns what it did, for the log: words
 # "name=count" are added up in the report; undef: there was nothing to do it to.
 #
-#	plan(SEED, SECONDS, WEIGHTS)	the faults of a run, each with its moment and
+#	plan(SEED, SECONDS, PACE, WEIGHTS)
+#									the faults of a run, each with its moment and
 #									its number; the same for the same arguments.
+#									PACE: how long pauses are, 1 is usual.
 #									WEIGHTS: name => how often it is chosen
 #	strike(RUN, FAULT)				does one
 #
@@ -53,7 +55,7 @@ sub random
 
 sub plan
 {
-	my ($seed, $seconds, $weights) = @_;
+	my ($seed, $seconds, $pace, $weights) = @_;
 	my $random = random($seed);
 	my @urn = map { ($_) x $weights->{$_} } sort keys %$weights;
 	my @plan;
@@ -68,8 +70,8 @@ sub plan
 			number => $random->(1 << 20)
 		  };
 		# After a crash the load needs some time to come up again.
-		$at += 0.2 + ($faults{ $plan[-1]{name} }{crashes} ? 1 : 0) +
-		  $random->(1000) / 1000;
+		$at += $pace * (0.2 + ($faults{ $plan[-1]{name} }{crashes} ? 1 : 0) +
+			  $random->(1000) / 1000);
 	}
 	return @plan;
 }

@@ -9,6 +9,7 @@
 #
 #	share		so large a part of a long run's time is its own
 #	faults		name => weight (Faults.pm)
+#	pace		how long the pauses between faults are; 1 if not given
 #	conf		lines of the server's configuration
 #	environment	of the server's processes
 #	init		parameters of the node's init
@@ -55,9 +56,10 @@ my %scenarios = (
 	# One crash after the other.
 	crashes => {
 		share => 6,
+		pace => 0.5,
 		faults => {
 			'kill backend' => 5,
-			'kill worker' => 1,
+			'kill worker' => 2,
 			'kill server' => 4,
 			'kill server twice' => 1,
 			'checkpoint' => 1
