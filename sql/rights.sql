@@ -359,10 +359,10 @@ FROM (VALUES
 	(33, 'all', 'SELECT FROM %s', 'msgq.inbox'),
 	(34, 'all', 'SELECT FROM %s', 'msgq.inbox_1'),
 	(35, 'owner', 'INSERT INTO %s SELECT ''a'', ''b'', now(), now()', 'msgq.inbox_2'),
-	(36, 'owner', 'UPDATE %s SET current = 2', 'msgq.inbox_state')
-	(33, 'owner', 'SELECT FROM %s', 'msgq.schedule'),
-	(34, 'all', 'INSERT INTO %s VALUES (1, now(), now(), true)', 'msgq.fired_1'),
-	(35, 'owner', 'DELETE FROM %s', 'msgq.schedules')
+	(36, 'owner', 'UPDATE %s SET current = 2', 'msgq.inbox_state'),
+	(37, 'owner', 'SELECT FROM %s', 'msgq.schedule'),
+	(38, 'all', 'INSERT INTO %s VALUES (1, now(), now(), true)', 'msgq.fired_1'),
+	(39, 'owner', 'DELETE FROM %s', 'msgq.schedules')
 ) AS v(n, role, statement, object) ORDER BY n;
 
 --
