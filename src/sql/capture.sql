@@ -8,7 +8,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.capture_changes() IS
 'the function of the triggers that msgq.capture and msgq.create_outbox make; does only what these were allowed to.
-Errors: 55000 the trigger was not made by them, or a column that is captured was dropped; and what sending raises.';
+Errors: 55000 the trigger was not made by them, or a column that is captured was dropped, 39P01 not called by a trigger; and what sending raises.';
 
 CREATE FUNCTION msgq.capture(
 	relation regclass,
