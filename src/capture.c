@@ -245,8 +245,10 @@ static Capture
 capture_of(const TriggerData *trigger)
 {
 	const Trigger *definition = trigger->tg_trigger;
+
+	/* What is no number is the number of no capture. */
 	const Capture *capture = definition->tgnargs != 1 ? NULL :
-	find_capture(pg_strtoint32(definition->tgargs[0]));
+	find_capture((int32) strtol(definition->tgargs[0], NULL, 10));
 
 	if (capture == NULL || !is_captured(capture, trigger->tg_relation) ||
 		!is_made_by(capture, trigger))
