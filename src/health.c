@@ -210,11 +210,14 @@ check_streams(Report *report)
 	initStringInfo(&names);
 	foreach(cell, streams)
 	{
-		const MsgqStream *stream = lfirst(cell);
+		const MsgqStream *stream = msgq_stream_hold(lfirst(cell));
 
+		if (stream == NULL)
+			continue;
 		if (msgq_stream_holds_too_much(stream))
 			appendStringInfo(&names, "%s\"%s\"", names.len > 0 ? ", " : "",
 							 NameStr(stream->name));
+		msgq_stream_release(stream);
 	}
 	put(report, "streams", names.len > 0 ? "warning" : "ok",
 		names.len > 0 ?

@@ -591,6 +591,55 @@ msgq_stream_open_segment(const MsgqStream *stream,
 	return NULL;
 }
 
+/* Locks the entries of all segments; false if the stream has changed. */
+static bool
+hold_segments(const MsgqStream *stream)
+{
+	/* The newest first, as drop_stream does. */
+	for (int i = stream->nsegments - 1; i >= 0; i--)
+	{
+		Relation	entries = msgq_stream_open_table(stream,
+													 stream->segments[i].entries,
+													 AccessShareLock);
+
+		if (entries == NULL)
+		{
+			while (++i < stream->nsegments)
+				UnlockRelationOid(stream->segments[i].entries, AccessShareLock);
+			return false;
+		}
+		table_close(entries, NoLock);
+	}
+	return true;
+}
+
+/*
+ * The stream as it is now, with none of its segments going away until it is
+ * released: for who tells about many streams, and must not fail because one of
+ * them changes.  NULL if it has gone.
+ */
+const MsgqStream *
+msgq_stream_hold(const MsgqStream *stream)
+{
+	CHECK_FOR_INTERRUPTS();
+	msgq_point(MSGQ_POINT_SEND_CHOSEN);
+	while (!hold_segments(stream))
+	{
+		CHECK_FOR_INTERRUPTS();
+		stream = msgq_stream_find_by_id(stream->id);
+		if (stream == NULL || !msgq_stream_is_complete(stream))
+			return NULL;
+	}
+	return stream;
+}
+
+void
+msgq_stream_release(const MsgqStream *stream)
+{
+	for (int i = 0; i < stream->nsegments; i++)
+		UnlockRelationOid(stream->segments[i].entries, AccessShareLock);
+}
+
 /* Raises 22023 for a partition that the stream does not have. */
 void
 msgq_check_partition(const MsgqStream *stream, int32 partition)

@@ -164,6 +164,8 @@ extern const MsgqStream *msgq_stream_open_id(int32 id, LOCKMODE lock,
 											 MsgqSlot **slot);
 extern Relation msgq_stream_open_table(const MsgqStream *stream, Oid table,
 									   LOCKMODE lock);
+extern const MsgqStream *msgq_stream_hold(const MsgqStream *stream);
+extern void msgq_stream_release(const MsgqStream *stream);
 extern Relation msgq_stream_try_open_segment(const MsgqStream *stream,
 											 const MsgqStreamSegment *segment,
 											 Oid table);

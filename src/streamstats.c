@@ -92,7 +92,14 @@ msgq_list_stream_stats(PG_FUNCTION_ARGS)
 
 	InitMaterializedSRF(fcinfo, 0);
 	foreach(cell, msgq_stream_list(MSGQ_RIGHT_PEEK))
-		put_stats(lfirst(cell), (ReturnSetInfo *) fcinfo->resultinfo);
+	{
+		const MsgqStream *stream = msgq_stream_hold(lfirst(cell));
+
+		if (stream == NULL)
+			continue;
+		put_stats(stream, (ReturnSetInfo *) fcinfo->resultinfo);
+		msgq_stream_release(stream);
+	}
 	return (Datum) 0;
 }
 
@@ -134,39 +141,52 @@ put_lag(const MsgqStream *stream, const char *group, int partition,
 	tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
 }
 
+/* False if the stream has changed. */
+static bool
+put_lags(const MsgqStream *stream, ReturnSetInfo *result)
+{
+	char	  **names;
+	int32	   *ids;
+	int			n = msgq_group_list(stream, &names, &ids);
+	Snapshot	snapshot;
+	MsgqGroupLog log;
+
+	if (!msgq_group_log_open(stream, &log, AccessShareLock))
+		return false;
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	for (int i = 0; i < n; i++)
+	{
+		for (int p = 0; p < stream->npartitions; p++)
+		{
+			MsgqGroupPlace place = msgq_group_log_find(&log, ids[i], p);
+
+			put_lag(stream, names[i], p, &place, snapshot, result);
+		}
+	}
+	UnregisterSnapshot(snapshot);
+	msgq_group_log_close(&log, AccessShareLock);
+	return true;
+}
+
 /* list_group_lag(): the rows of the view group_lag */
 PG_FUNCTION_INFO_V1(msgq_list_group_lag);
 Datum
 msgq_list_group_lag(PG_FUNCTION_ARGS)
 {
-	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
 	ListCell   *cell;
 
 	InitMaterializedSRF(fcinfo, 0);
 	foreach(cell, msgq_stream_list(MSGQ_RIGHT_PEEK))
 	{
-		const MsgqStream *stream = lfirst(cell);
-		char	  **names;
-		int32	   *ids;
-		int			n = msgq_group_list(stream, &names, &ids);
-		Snapshot	snapshot;
-		MsgqGroupLog log;
+		const MsgqStream *stream = msgq_stream_hold(lfirst(cell));
 
-		/* A stream that is changing just now is left out. */
-		if (!msgq_group_log_open(stream, &log, AccessShareLock))
-			continue;
-		snapshot = RegisterSnapshot(GetLatestSnapshot());
-		for (int i = 0; i < n; i++)
+		while (stream && !put_lags(stream, (ReturnSetInfo *) fcinfo->resultinfo))
 		{
-			for (int p = 0; p < stream->npartitions; p++)
-			{
-				MsgqGroupPlace place = msgq_group_log_find(&log, ids[i], p);
-
-				put_lag(stream, names[i], p, &place, snapshot, result);
-			}
+			msgq_stream_release(stream);
+			stream = msgq_stream_hold(stream);
 		}
-		UnregisterSnapshot(snapshot);
-		msgq_group_log_close(&log, AccessShareLock);
+		if (stream)
+			msgq_stream_release(stream);
 	}
 	return (Datum) 0;
 }
