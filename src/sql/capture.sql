@@ -8,7 +8,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.capture_changes() IS
 'the function of the triggers that msgq.capture and msgq.create_outbox make; does only what these were allowed to.
-Errors: 55000 the trigger was not made by them, or a column that is captured was dropped, 39P01 not called by a trigger; and what sending raises.';
+Errors: 55000 the trigger was not made by them, or a column that is captured was dropped, 39P01 it was not called by an AFTER trigger; and what msgq.send, msgq.append and msgq.publish raise.';
 
 CREATE FUNCTION msgq.capture(
 	relation regclass,
@@ -26,7 +26,7 @@ COMMENT ON FUNCTION msgq.capture(regclass, text, text[], text[], text, jsonpath)
 relation: a table, partitioned or not. events: insert, update, delete, truncate (not for partitioned tables and parts of tables). columns: those that are captured; NULL for all. key: a column whose value, as text of up to 255 bytes, is the group key (the key in a stream); NULL or empty: no key. filter: as in msgq.bind; only changes that pass are sent.
 Body: {"op": insert, update, delete or truncate, "table": schema.table, "old": row or null, "new": row or null, "at": time}. An update does not repeat values that are stored out of line and did not change: "unchanged" has the names of their columns, which are in neither row. Routing key in a topic: schema.table.op.
 Result: what the names of its triggers begin with.
-Errors: 22004 NULL, 22023 bad events, columns or filter, 42P01 no such table, 42703 no such column, 42809 not a table, or a temporary one, a system catalog, or one of msgq, 0A000 truncate of a partitioned table, or a virtual generated column, 42704 no such destination, 42501 no right, 42710 changes of the table go there already, 25006 read-only or standby.';
+Errors: 22004 NULL, 22023 bad events, columns or filter, 54000 too many of them, 42P01 no such table, 42703 no such column, 42809 not a table, or a temporary one, a system catalog, or one of msgq, 0A000 truncate of a partitioned table, or a virtual generated column, 42704 no such destination, 42501 no right, 42710 changes of the table go there already, 25006 read-only or standby.';
 
 CREATE FUNCTION msgq.uncapture(relation regclass, destination text)
 RETURNS boolean
@@ -36,7 +36,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION msgq.uncapture(regclass, text) IS
 'ends what msgq.capture or msgq.create_outbox began: later changes of the table are not sent; only for the owner of the table. Waits for transactions that use the table.
 Result: true, or false if its changes did not go there.
-Errors: 22004 NULL, 42P01 no such table, 42704 no such destination, 42501 not the owner, 25006 read-only or standby.';
+Errors: 22004 NULL, 22023 name too long, 42P01 no such table, 42704 no such destination, 42809 not a table, 42501 not the owner, 25006 read-only or standby.';
 
 CREATE FUNCTION msgq.create_outbox(relation text, topic text)
 RETURNS void
@@ -46,7 +46,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION msgq.create_outbox(text, text) IS
 'makes a table with the columns that the outbox event router of Debezium expects: id, aggregatetype, aggregateid, type, payload; each row that is inserted is published to the topic in the same transaction. Needs what CREATE TABLE needs, and the right send on the topic.
 relation: a new table''s name, as in SQL, with a schema or without. Message: routing key aggregatetype, group key aggregateid, body payload (null for NULL), headers id, eventType (type), and one for each column that was added.
-Errors: 22004 NULL, 42704 no such topic, 42501 no right, 42P07 the table exists, 42602 bad name, 42809 a temporary table, 25006 read-only or standby.';
+Errors: 22004 NULL, 42704 no such topic, 42501 no right, 42P07 the table exists, 42601, 42602 or 22023 bad name, 0A000 one of another database, 3F000 no such schema, 42809 a temporary table, 25006 read-only or standby.';
 
 CREATE VIEW msgq.captures WITH (security_barrier) AS
 SELECT

@@ -142,7 +142,7 @@ LANGUAGE C;
 COMMENT ON PROCEDURE msgq.wait(text[], interval, text) IS
 'waits until one of the queues has something to receive; needs the right receive on each. Ends the transaction before it sleeps, so it holds no snapshot and no lock meanwhile, and cannot run inside a transaction block. What it has found may be gone when the caller receives.
 queues: names, at most 10000; an earlier one comes first. timeout: 0 or more. ready: the first queue that has something, or NULL after the timeout; what is passed in does not matter.
-Errors: 42704 no such queue, 42501 no right, 22004 NULL, 22023 bad argument, 25001 in a transaction block, 25006 read-only or standby.';
+Errors: 42704 no such queue, 42501 no right, 22004 NULL, 22023 bad argument, 54000 too many names, 25001 in a transaction block, 25006 read-only or standby.';
 
 CREATE FUNCTION msgq.pop(queue text, max_messages int DEFAULT 1)
 RETURNS SETOF msgq.message
@@ -263,7 +263,7 @@ COMMENT ON FUNCTION msgq.reject(text, uuid, text, boolean) IS
 'gives the message up at once, whatever deliveries are left: it goes to the dead-letter queue, or is removed if there is none; in an ordered queue the messages in flight behind it in its group are given back; needs the right receive. Waits if another transaction is changing the message.
 reason: kept as "error" in the message''s history, cut after 1024 bytes. strict: raise an error instead of returning false.
 Result: true, or false if the receipt is stale: the message is gone or was given to somebody else; then nothing has changed.
-Errors: 42704 no such queue, 42501 no right receive, 22004 NULL, MQ001 stale receipt with strict, 25006 read-only or standby.';
+Errors: 42704 no such queue, 22023 name too long, 42501 no right receive, 22004 NULL, MQ001 stale receipt with strict, 25006 read-only or standby.';
 
 CREATE FUNCTION msgq.reject_batch(
 	queue text,
@@ -337,7 +337,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION msgq.cancel(text, bigint) IS
 'removes a message that is not in flight; needs the right manage. Waits if another transaction is changing the message.
 Result: true, or false if there is no such message or it is in flight.
-Errors: 42704 no such queue, 42501 no right, 22004 NULL, 25006 read-only or standby.';
+Errors: 42704 no such queue, 22023 name too long, 42501 no right, 22004 NULL, 25006 read-only or standby.';
 
 CREATE FUNCTION msgq.expire_lease(queue text, id bigint)
 RETURNS boolean
@@ -347,7 +347,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION msgq.expire_lease(text, bigint) IS
 'ends the lease of a message now: its receipt becomes stale, it is due at once, and the delivery counts as failed; in an ordered queue the messages in flight behind it in its group are given back; needs the right manage. Waits if another transaction is changing the message.
 Result: true, or false if the message is not in flight.
-Errors: 42704 no such queue, 42501 no right, 22004 NULL, 25006 read-only or standby.';
+Errors: 42704 no such queue, 22023 name too long, 42501 no right, 22004 NULL, 25006 read-only or standby.';
 
 CREATE FUNCTION msgq.peek(
 	queue text,
@@ -370,7 +370,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION msgq.why_empty(text) IS
 'says why a receive would return nothing; needs the right peek. Looks at every message, so it is for people, not for polling.
 Result: NULL if there is something to receive, else the first of these that is true: paused, in_flight_limit (there would be, but for max_in_flight), groups_leased (messages wait for others of their group), in_flight (leased, or held by an open transaction), delayed, expired (only such), or empty.
-Errors: 42704 no such queue, 42501 no right, 22004 NULL.';
+Errors: 42704 no such queue, 22023 name too long, 42501 no right, 22004 NULL.';
 
 CREATE FUNCTION msgq.redrive(
 	dead_letter_queue text,

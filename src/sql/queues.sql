@@ -49,7 +49,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION msgq.drop_queue(text, boolean) IS
 'drops a queue with all its messages; needs the right admin. Waits for transactions that use the queue. The dead-letter queue <queue>.dead goes with it, unless it holds messages, or other queues use it, or changes of tables go there.
 Result: true, or false if there was none and if_exists is true.
-Errors: 42704 no such queue, 42501 no right, 22004 NULL, 2BP01 other queues'' dead letters go there, or schedules send to it.';
+Errors: 42704 no such queue, 22023 name too long, 42501 no right, 22004 NULL, 2BP01 other queues'' dead letters go there, or schedules send to it.';
 
 CREATE FUNCTION msgq.rename_queue(queue text, new_name text)
 RETURNS void
@@ -68,7 +68,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION msgq.purge(text) IS
 'removes every message that is committed when it begins, whatever the isolation level, also those in flight, whose receipts become stale; needs the right manage. Idempotency keys and archived messages stay. Waits for transactions that hold messages; in an ordered queue, for all that use the queue.
 Result: the number of messages removed.
-Errors: 42704 no such queue, 42501 no right, 22004 NULL, 40001 above READ COMMITTED if another transaction changed one.';
+Errors: 42704 no such queue, 22023 name too long, 42501 no right, 22004 NULL, 40001 above READ COMMITTED if another transaction changed one.';
 
 CREATE FUNCTION msgq.pause(queue text, what text DEFAULT 'receive')
 RETURNS void

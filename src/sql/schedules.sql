@@ -54,7 +54,8 @@ AS 'MODULE_PATHNAME', 'msgq_next_due'
 LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.next_due(text, text, timestamptz, timestamptz) IS
-'the first due time later than after, for msgq.schedules: NULL if there is none, or no such time zone';
+'the first due time later than after, for msgq.schedules: NULL if there is none, or no such time zone.
+Errors: as for msgq.due_times.';
 
 CREATE VIEW msgq.schedules WITH (security_barrier) AS
 SELECT

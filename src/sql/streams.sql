@@ -38,7 +38,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION msgq.drop_stream(text, boolean) IS
 'drops a stream with all its entries and groups; needs the right admin. Waits for transactions that use the stream.
 Result: true, or false if there was none and if_exists is true.
-Errors: 42704 no such stream, 42501 no right, 22004 NULL, 2BP01 schedules send to it.';
+Errors: 42704 no such stream, 22023 name too long, 42501 no right, 22004 NULL, 2BP01 schedules send to it.';
 
 CREATE FUNCTION msgq.append(
 	stream text,
@@ -97,7 +97,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION msgq.create_group(text, text, text) IS
 'makes a consumer group of a stream; needs the right receive.
 consumer_group: 1 to 63 bytes of printable text. start_from: first (what is kept), new (what gets its position from now on), a position (where the stream has one partition), or a time, for the first entry that was appended at that time or later.
-Errors: 22023 bad name or start, 22004 NULL, 42704 no such stream, 42710 group exists, 42501 no right, MQ008 position older than retention.';
+Errors: 22023 bad name or start (22007, 22008, 22003, 22009 where its text is no time or number), 22004 NULL, 42704 no such stream, 42710 group exists, 42501 no right, MQ008 position older than retention.';
 
 CREATE FUNCTION msgq.drop_group(stream text, consumer_group text)
 RETURNS void
@@ -106,7 +106,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 
 COMMENT ON FUNCTION msgq.drop_group(text, text) IS
 'drops a consumer group; needs the right manage. Leases of it are fenced.
-Errors: 42704 no such stream or group, 42501 no right, 22004 NULL.';
+Errors: 42704 no such stream or group, 22023 name too long, 42501 no right, 22004 NULL.';
 
 CREATE FUNCTION msgq.read(
 	stream text,
@@ -191,7 +191,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE ROWS 1000;
 
 COMMENT ON FUNCTION msgq.last_per_key(text) IS
 'the last entry of each key, among those that have a position and are kept, in the order of the keys; without keys whose last entry is a tombstone; needs the right receive. Works on a standby, too.
-Errors: 42704 no such stream, 42501 no right, 22004 NULL.';
+Errors: 42704 no such stream, 22023 name too long, 42501 no right, 22004 NULL, MQ008 entries were dropped meanwhile.';
 
 CREATE PROCEDURE msgq.sequence(stream text DEFAULT NULL)
 AS 'MODULE_PATHNAME', 'msgq_sequence'
@@ -200,7 +200,7 @@ LANGUAGE C;
 COMMENT ON PROCEDURE msgq.sequence(text) IS
 'gives positions to all entries that are committed when it is called; needs the right receive. The background worker does it by itself.
 stream: NULL for all streams on which the caller has the right.
-Errors: 42704 no such stream, 42501 no right, 25001 in a transaction block, 25006 read-only or standby.';
+Errors: 42704 no such stream, 22023 name too long, 42501 no right, 25001 in a transaction block, 25006 read-only or standby.';
 
 CREATE FUNCTION msgq.stream_handle(stream_id int) RETURNS regclass
 AS 'MODULE_PATHNAME', 'msgq_stream_handle'

@@ -35,7 +35,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION msgq.drop_topic(text, boolean) IS
 'drops a topic with its bindings, and the bindings of other topics to it; needs the right admin. Waits for transactions that have published to it. What it has sent on stays where it is.
 Result: true, or false if there was none and if_exists is true.
-Errors: 42704 no such topic, 2BP01 it is the alternate of another one, or schedules send to it, 42501 no right, 22004 NULL.';
+Errors: 42704 no such topic, 22023 name too long, 2BP01 it is the alternate of another one, or schedules send to it, 42501 no right, 22004 NULL.';
 
 CREATE FUNCTION msgq.bind(
 	topic text,
