@@ -201,11 +201,10 @@ static List *
 list_streams(MsgqMaintenance *m)
 {
 	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
 	List	   *ids = NIL;
 	ListCell   *cell;
 
-	msgq_step_begin(m);
+	msgq_look_begin(m);
 	foreach(cell, msgq_stream_list(MSGQ_RIGHT_NONE))
 	{
 		MemoryContext before = MemoryContextSwitchTo(context);
@@ -213,7 +212,7 @@ list_streams(MsgqMaintenance *m)
 		ids = lappend_int(ids, ((const MsgqStream *) lfirst(cell))->id);
 		MemoryContextSwitchTo(before);
 	}
-	msgq_step_end(m, context, owner);
+	msgq_look_end(m, context);
 	return ids;
 }
 
@@ -255,11 +254,10 @@ static List *
 list_topics(MsgqMaintenance *m)
 {
 	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
 	List	   *ids = NIL;
 	MsgqSpi		spi;
 
-	msgq_step_begin(m);
+	msgq_look_begin(m);
 	msgq_spi_begin(&spi, msgq_storage_owner());
 	/* The library may be newer than what CREATE EXTENSION has made. */
 	if (OidIsValid(msgq_relation_oid("topic")))
@@ -278,7 +276,7 @@ list_topics(MsgqMaintenance *m)
 		MemoryContextSwitchTo(before);
 	}
 	msgq_spi_end(&spi);
-	msgq_step_end(m, context, owner);
+	msgq_look_end(m, context);
 	return ids;
 }
 
@@ -314,10 +312,9 @@ static void
 read_schedules(MsgqMaintenance *m)
 {
 	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
 	uint64		generation;
 
-	msgq_step_begin(m);
+	msgq_look_begin(m);
 	generation = msgq_schedule_generation();
 	if (m->schedules == NULL || m->schedules_generation != generation)
 	{
@@ -328,7 +325,7 @@ read_schedules(MsgqMaintenance *m)
 										  &m->nschedules);
 		m->schedules_generation = generation;
 	}
-	msgq_step_end(m, context, owner);
+	msgq_look_end(m, context);
 }
 
 static void

@@ -18,33 +18,40 @@
 
 #include "step.h"
 
-/* Begins what is to be a step, or part of one. */
-void
-msgq_step_begin(MsgqMaintenance *m)
+/* A transaction of the worker's. */
+static void
+begin(void)
 {
-	if (m->by_hand)
-	{
-		BeginInternalSubTransaction(NULL);
-		return;
-	}
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 }
 
-void
-msgq_step_end(MsgqMaintenance *m, MemoryContext context, ResourceOwner owner)
+static void
+end(MemoryContext context)
 {
-	if (m->by_hand)
-	{
-		ReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(context);
-		CurrentResourceOwner = owner;
-		return;
-	}
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(context);
+}
+
+/*
+ * Begins and ends a look at what there is to do.  By hand it is part of the
+ * statement, which an error ends: a subtransaction that the error left open would
+ * be there still after the statement.
+ */
+void
+msgq_look_begin(MsgqMaintenance *m)
+{
+	if (!m->by_hand)
+		begin();
+}
+
+void
+msgq_look_end(MsgqMaintenance *m, MemoryContext context)
+{
+	if (!m->by_hand)
+		end(context);
 }
 
 /* Reports the error as a warning, and undoes the step. */
@@ -100,9 +107,19 @@ msgq_run_step(MsgqMaintenance *m, MsgqStep step, int32 queue_id, int n)
 	CHECK_FOR_INTERRUPTS();
 	PG_TRY();
 	{
-		msgq_step_begin(m);
+		if (m->by_hand)
+			BeginInternalSubTransaction(NULL);
+		else
+			begin();
 		step(m, queue_id, n);
-		msgq_step_end(m, context, owner);
+		if (m->by_hand)
+		{
+			ReleaseCurrentSubTransaction();
+			MemoryContextSwitchTo(context);
+			CurrentResourceOwner = owner;
+		}
+		else
+			end(context);
 	}
 	PG_CATCH();
 	{

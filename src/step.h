@@ -7,8 +7,6 @@
 #ifndef MSGQ_STEP_H
 #define MSGQ_STEP_H
 
-#include "utils/resowner.h"
-
 #include "maintain.h"
 
 /* What takes t is done again after MSGQ_COST_FACTOR * t at the earliest. */
@@ -26,9 +24,8 @@
  */
 typedef void (*MsgqStep) (MsgqMaintenance *m, int32 id, int n);
 
-extern void msgq_step_begin(MsgqMaintenance *m);
-extern void msgq_step_end(MsgqMaintenance *m, MemoryContext context,
-						  ResourceOwner owner);
+extern void msgq_look_begin(MsgqMaintenance *m);
+extern void msgq_look_end(MsgqMaintenance *m, MemoryContext context);
 extern void msgq_run_step(MsgqMaintenance *m, MsgqStep step, int32 id, int n);
 
 #endif							/* MSGQ_STEP_H */

@@ -374,12 +374,11 @@ static Work *
 list_work(MsgqMaintenance *m, int *nwork)
 {
 	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
 	Work	   *work;
 	MsgqSpi		spi;
 	bool		is_null;
 
-	msgq_step_begin(m);
+	msgq_look_begin(m);
 	msgq_spi_begin(&spi, msgq_storage_owner());
 	msgq_spi_run("SELECT id, 0, to_regclass(format('msgq.q%%s_id', id))::oid, created_at, priorities "
 				 "FROM msgq.queue UNION ALL "
@@ -399,7 +398,7 @@ list_work(MsgqMaintenance *m, int *nwork)
 		work[i].levels = DatumGetInt32(SPI_getbinval(row, descriptor, 5, &is_null));
 	}
 	msgq_spi_end(&spi);
-	msgq_step_end(m, context, owner);
+	msgq_look_end(m, context);
 	return work;
 }
 
@@ -474,13 +473,12 @@ void
 msgq_upkeep_stores(MsgqMaintenance *m)
 {
 	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
 	MsgqStoreWork *work;
 	int			n;
 
-	msgq_step_begin(m);
+	msgq_look_begin(m);
 	work = msgq_store_list_due(context, &n);
-	msgq_step_end(m, context, owner);
+	msgq_look_end(m, context);
 	for (int i = 0; i < n; i++)
 	{
 		if (!m->by_hand && msgq_database_is_wanted(MyDatabaseId))

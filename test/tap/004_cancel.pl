@@ -418,6 +418,18 @@ $session->safe("SELECT msgq.send('q', '1')");
 is($session->safe("SELECT count(*) FROM msgq.receive('q', 10)"),
 	'1', 'afterwards there is what was sent afterwards');
 
+# A round by hand, as it looks what there is to do.
+foreach my $table (qw(schedule store stream topic))
+{
+	$other->safe("BEGIN; LOCK TABLE msgq.$table");
+	$session->send('SELECT msgq.maintain()');
+	wait_for_lock($node, $session->pid);
+	$other->safe('SELECT pg_cancel_backend(' . $session->pid . '); ROLLBACK');
+	$session->wait;
+	is($session->sqlstate, '57014', "maintain waits for msgq.$table, until it is cancelled");
+	is($session->fails('SELECT 1'), '', 'and no transaction is open then');
+}
+
 unlike(slurp_file($node->logfile),
 	qr/PANIC|TRAP/, 'the server did not complain');
 check_indexes($node);
