@@ -363,9 +363,10 @@ pg_private() {
 	export MSGQ_SOURCE=$prefix/source
 	msgq_copy_source "$MSGQ_SOURCE"
 	build_extension "$prefix"
-	# The tests write beside their sources.
+	# The tests write beside their sources, and scripts of extensions.
 	if is_root; then
 		chown -R "$MSGQ_USER:" "$MSGQ_SOURCE"
+		chown "$MSGQ_USER:" "$prefix$("$PG_CONFIG" --sharedir)/extension"
 	fi
 }
 

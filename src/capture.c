@@ -143,7 +143,7 @@ read_capture(Capture *capture)
 	bool		nulls[Natts_capture];
 
 	capture_table = msgq_relation_oid("capture");
-	table = table_open(capture_table, AccessShareLock);
+	table = msgq_open(capture_table, AccessShareLock);
 	ScanKeyInit(&key, Anum_capture_id, BTEqualStrategyNumber, F_INT4EQ,
 				Int32GetDatum(capture->id));
 	scan = systable_beginscan(table, msgq_relation_oid("capture_pkey"), true,
@@ -151,7 +151,7 @@ read_capture(Capture *capture)
 	row = systable_getnext(scan);
 	if (HeapTupleIsValid(row))
 	{
-		heap_deform_tuple(row, RelationGetDescr(table), values, nulls);
+		msgq_read_columns(row, RelationGetDescr(table), Natts_capture, values, nulls);
 		capture->relation = DatumGetObjectId(values[Anum_capture_relation - 1]);
 		capture->target.id = DatumGetInt32(values[Anum_capture_destination_id - 1]);
 		capture->is_outbox =

@@ -55,8 +55,7 @@
 static int32
 find_group(int32 stream_id, const char *name)
 {
-	Relation	table = table_open(msgq_relation_oid("stream_group"),
-								   AccessShareLock);
+	Relation	table = msgq_open_metadata("stream_group");
 	ScanKeyData keys[2];
 	SysScanDesc scan;
 	HeapTuple	row;

@@ -184,7 +184,7 @@ open_log(void)
 	for (;;)
 	{
 		int			n = current_log();
-		Relation	table = table_open(log_table(n), RowExclusiveLock);
+		Relation	table = msgq_open(log_table(n), RowExclusiveLock);
 
 		if (current_log() == n)
 			return msgq_table_open(table, Natts_fired, Natts_fired, RowExclusiveLock);

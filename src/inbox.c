@@ -175,7 +175,7 @@ static Inbox
 read_inbox(Snapshot snapshot)
 {
 	Inbox		inbox = {.current = 1};
-	Relation	table = table_open(inbox_relation("inbox_state"), AccessShareLock);
+	Relation	table = msgq_open_metadata("inbox_state");
 	SysScanDesc scan = systable_beginscan(table, InvalidOid, false, snapshot, 0,
 										  NULL);
 	HeapTuple	row = systable_getnext(scan);
@@ -185,7 +185,7 @@ read_inbox(Snapshot snapshot)
 		Datum		values[Natts_state];
 		bool		nulls[Natts_state];
 
-		heap_deform_tuple(row, RelationGetDescr(table), values, nulls);
+		msgq_read_columns(row, RelationGetDescr(table), Natts_state, values, nulls);
 		inbox.current = DatumGetInt32(values[Anum_state_current - 1]);
 		inbox.emptied = DatumGetInt64(values[Anum_state_emptied - 1]);
 	}
@@ -320,7 +320,7 @@ counts(MsgqTable *table)
 static bool
 is_claimed_in_kept(ScanKey keys)
 {
-	MsgqTable  *kept = open_claims(table_open(cached.kept_table, AccessShareLock),
+	MsgqTable  *kept = open_claims(msgq_open(cached.kept_table, AccessShareLock),
 								   AccessShareLock);
 	SnapshotData dirty;
 	bool		is_claimed = msgq_table_find_any(kept, keys,
@@ -426,7 +426,7 @@ static Contents
 examine(Oid table_oid)
 {
 	Contents	contents = {0};
-	Relation	table = table_open(table_oid, AccessShareLock);
+	Relation	table = msgq_open(table_oid, AccessShareLock);
 	TupleTableSlot *row = table_slot_create(table, NULL);
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
 	BlockNumber pages = RelationGetNumberOfBlocks(table);
@@ -452,7 +452,7 @@ examine(Oid table_oid)
 static bool
 has_counting(Oid table_oid)
 {
-	Relation	table = table_open(table_oid, AccessShareLock);
+	Relation	table = msgq_open(table_oid, AccessShareLock);
 	TimestampTz now = msgq_now();
 	TupleTableSlot *row = table_slot_create(table, NULL);
 	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());

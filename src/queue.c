@@ -125,18 +125,46 @@ msgq_relation_oid(const char *name)
 	return get_relname_relid(name, msgq_schema_oid());
 }
 
-/* Opens a metadata table for reading; the caller closes it. */
-static Relation
-open_metadata(const char *name)
+/*
+ * Opens a table or a sequence that goes with the extension, which may have been
+ * dropped since it was found.
+ */
+Relation
+msgq_open(Oid oid, LOCKMODE lock)
 {
-	Oid			oid = msgq_relation_oid(name);
+	Relation	relation = try_relation_open(oid, lock);
 
-	if (!OidIsValid(oid))
+	if (relation == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("extension msgq is not installed in this database"),
 				 errhint("Use CREATE EXTENSION msgq.")));
-	return table_open(oid, AccessShareLock);
+	return relation;
+}
+
+/* Opens a metadata table for reading; the caller closes it. */
+Relation
+msgq_open_metadata(const char *name)
+{
+	return msgq_open(msgq_relation_oid(name), AccessShareLock);
+}
+
+/*
+ * The first n columns of a row of metadata, which are those that this library
+ * knows.  After an update of the extension there may be more; after one of the
+ * library, until that of the extension, less.
+ */
+void
+msgq_read_columns(HeapTuple row, TupleDesc descriptor, int n, Datum *values,
+				  bool *nulls)
+{
+	if (descriptor->natts < n)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("extension msgq is older than its library"),
+				 errhint("Use ALTER EXTENSION msgq UPDATE.")));
+	for (int i = 0; i < n; i++)
+		values[i] = heap_getattr(row, i + 1, descriptor, &nulls[i]);
 }
 
 /*
@@ -146,7 +174,7 @@ open_metadata(const char *name)
 Oid
 msgq_storage_owner(void)
 {
-	Relation	table = open_metadata("queue");
+	Relation	table = msgq_open_metadata("queue");
 	Oid			owner = table->rd_rel->relowner;
 
 	table_close(table, AccessShareLock);
@@ -242,7 +270,7 @@ read_segment(const Datum *values, int32 queue_id, Segment *segment)
 static Segment *
 read_segments(int32 queue_id, int *n)
 {
-	Relation	table = open_metadata("segment");
+	Relation	table = msgq_open_metadata("segment");
 	Oid			index = msgq_relation_oid("segment_pkey");
 	SysScanDesc scan;
 	ScanKeyData key;
@@ -259,7 +287,7 @@ read_segments(int32 queue_id, int *n)
 		Datum		values[Natts_queue_segment];
 		bool		nulls[Natts_queue_segment];
 
-		heap_deform_tuple(row, RelationGetDescr(table), values, nulls);
+		msgq_read_columns(row, RelationGetDescr(table), Natts_queue_segment, values, nulls);
 		if (*n == room)
 			segments = repalloc(segments, sizeof(Segment) * (room *= 2));
 		if (read_segment(values, queue_id, &segments[*n]))
@@ -347,7 +375,7 @@ read_store_table(MsgqQueue *queue, const Datum *values)
 static void
 read_stores(MsgqQueue *queue)
 {
-	Relation	table = open_metadata("store");
+	Relation	table = msgq_open_metadata("store");
 	SysScanDesc scan;
 	ScanKeyData key;
 	HeapTuple	row;
@@ -361,7 +389,7 @@ read_stores(MsgqQueue *queue)
 		Datum		values[Natts_store];
 		bool		nulls[Natts_store];
 
-		heap_deform_tuple(row, RelationGetDescr(table), values, nulls);
+		msgq_read_columns(row, RelationGetDescr(table), Natts_store, values, nulls);
 		read_store_table(queue, values);
 	}
 	systable_endscan(scan);
@@ -473,7 +501,7 @@ queue_from_row(const Datum *values, const bool *nulls)
 static List *
 read_queues(const char *name)
 {
-	Relation	table = open_metadata("queue");
+	Relation	table = msgq_open_metadata("queue");
 	SysScanDesc scan;
 	ScanKeyData key;
 	HeapTuple	row;
@@ -494,7 +522,7 @@ read_queues(const char *name)
 		Datum		values[Natts_queue];
 		bool		nulls[Natts_queue];
 
-		heap_deform_tuple(row, RelationGetDescr(table), values, nulls);
+		msgq_read_columns(row, RelationGetDescr(table), Natts_queue, values, nulls);
 		queues = lappend(queues, queue_from_row(values, nulls));
 	}
 	systable_endscan(scan);

@@ -15,7 +15,7 @@
 
 /*
  * Columns of msgq.queue (src/sql/schema.sql).  The settings are in the order
- * of create_queue's arguments.  Rows are read by deforming them.
+ * of create_queue's arguments.  Rows are read by msgq_read_columns.
  */
 enum
 {
@@ -193,6 +193,10 @@ extern const char *msgq_right_name(AclMode right);
 
 extern Oid	msgq_schema_oid(void);
 extern Oid	msgq_relation_oid(const char *name);
+extern Relation msgq_open(Oid oid, LOCKMODE lock);
+extern Relation msgq_open_metadata(const char *name);
+extern void msgq_read_columns(HeapTuple row, TupleDesc descriptor, int n,
+							  Datum *values, bool *nulls);
 extern Oid	msgq_storage_owner(void);
 
 #endif							/* MSGQ_QUEUE_H */

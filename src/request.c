@@ -196,12 +196,12 @@ msgq_reply_to(const MsgqQueue *queue, TupleTableSlot *row)
 static MsgqTable *
 open_for_replies(void)
 {
-	Relation	first = table_open(reply_table(1), RowExclusiveLock);
+	Relation	first = msgq_open(reply_table(1), RowExclusiveLock);
 
 	if (msgq_relation_data_bytes(first) < FULL_BYTES)
 		return msgq_table_open(first, Natts_reply, Natts_reply, RowExclusiveLock);
 	table_close(first, RowExclusiveLock);
-	return msgq_table_open(table_open(reply_table(2), RowExclusiveLock),
+	return msgq_table_open(msgq_open(reply_table(2), RowExclusiveLock),
 						   Natts_reply, Natts_reply, RowExclusiveLock);
 }
 
@@ -284,7 +284,7 @@ remove_reply(MsgqTable *table)
 static bool
 take_from(Request *request, int n, MemoryContext caller)
 {
-	Relation	relation = table_open(reply_table(n), RowExclusiveLock);
+	Relation	relation = msgq_open(reply_table(n), RowExclusiveLock);
 	MsgqTable  *table = msgq_table_open(relation, Natts_reply, Natts_reply,
 										RowExclusiveLock);
 	ScanKeyData key;
@@ -477,7 +477,7 @@ truncate_table(int n, MsgqRound *round)
 	Relation	table;
 	bool		is_empty;
 
-	table = table_open(reply_table(n), AccessShareLock);
+	table = msgq_open(reply_table(n), AccessShareLock);
 	is_empty = !msgq_table_has_row(table);
 	table_close(table, AccessShareLock);
 	if (!is_empty)

@@ -727,7 +727,7 @@ msgq_sequence_first_step(const MsgqStream *stream,
 	}
 	else
 		step.sequencer->high = step.sequencer->nopen = 0;
-	table = table_open(segment->places, RowExclusiveLock);
+	table = msgq_open(segment->places, RowExclusiveLock);
 	step.places = msgq_table_open(table, Natts_place, Natts_place, RowExclusiveLock);
 	insert_row(&step, MSGQ_STEP_PARTITION, step.number, 1,
 			   step.sequencer->high,
@@ -790,8 +790,8 @@ lock_sequence(int32 stream_id, bool wait, Relation *entries, MsgqSlot **slot)
 static bool
 is_being_restored(Relation entries, const MsgqStream *stream)
 {
-	Relation	places = table_open(msgq_stream_active(stream)->places,
-									RowExclusiveLock);
+	Relation	places = msgq_open(msgq_stream_active(stream)->places,
+								   RowExclusiveLock);
 	bool		restored;
 
 	list_free(RelationGetIndexList(entries));

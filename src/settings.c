@@ -194,7 +194,7 @@ msgq_settings_read(int32 queue_id, MsgqQueueRow *row)
 	msgq_spi_run("SELECT * FROM msgq.queue WHERE id = %d", queue_id);
 	if (SPI_processed != 1)
 		elog(ERROR, "found no row of queue number %d", queue_id);
-	heap_deform_tuple(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
+	msgq_read_columns(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, Natts_queue,
 					  row->values, row->nulls);
 	MemoryContextSwitchTo(caller);
 	for (int i = 0; i < Natts_queue; i++)

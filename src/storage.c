@@ -631,7 +631,7 @@ msgq_append_end(Oid sequence, MsgqSlot *slot, MsgqAppend append, int64 last)
 int64
 msgq_last_id(Oid sequence_oid)
 {
-	Relation	sequence = relation_open(sequence_oid, AccessShareLock);
+	Relation	sequence = msgq_open(sequence_oid, AccessShareLock);
 	Buffer		buffer = ReadBuffer(sequence, 0);
 	Page		page;
 	HeapTupleData tuple;

@@ -163,8 +163,7 @@ read_segment(int32 stream_id, const Datum *values, const bool *nulls,
 static void
 read_segments(MsgqStream *stream)
 {
-	Relation	table = table_open(msgq_relation_oid("stream_segment"),
-								   AccessShareLock);
+	Relation	table = msgq_open_metadata("stream_segment");
 	int			room = 8;
 	SegmentRow *rows = palloc(sizeof(SegmentRow) * room);
 	int			n = 0;
@@ -181,7 +180,7 @@ read_segments(MsgqStream *stream)
 		Datum		values[Natts_stream_segment];
 		bool		nulls[Natts_stream_segment];
 
-		heap_deform_tuple(row, RelationGetDescr(table), values, nulls);
+		msgq_read_columns(row, RelationGetDescr(table), Natts_stream_segment, values, nulls);
 		if (n == room)
 			rows = repalloc(rows, sizeof(SegmentRow) * (room *= 2));
 		if (!read_segment(stream->id, values, nulls, &rows[n]))
@@ -264,7 +263,7 @@ read_streams(const char *name)
 		return NIL;
 	msgq_queue_watch();
 	read_at = msgq_queue_generation();
-	table = table_open(oid, AccessShareLock);
+	table = msgq_open(oid, AccessShareLock);
 	ScanKeyInit(&key, Anum_stream_name, BTEqualStrategyNumber, F_TEXTEQ,
 				CStringGetTextDatum(name ? name : ""));
 	scan = systable_beginscan(table, msgq_relation_oid("stream_name_key"), true,
@@ -275,7 +274,7 @@ read_streams(const char *name)
 		bool		nulls[Natts_stream];
 		MsgqStream *stream;
 
-		heap_deform_tuple(row, RelationGetDescr(table), values, nulls);
+		msgq_read_columns(row, RelationGetDescr(table), Natts_stream, values, nulls);
 		stream = stream_from_row(values, nulls);
 		stream->generation = read_at;
 		streams = lappend(streams, stream);

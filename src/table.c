@@ -339,7 +339,7 @@ msgq_relation_data_bytes(Relation table)
 int64
 msgq_table_data_bytes(Oid table_oid)
 {
-	Relation	table = table_open(table_oid, AccessShareLock);
+	Relation	table = msgq_open(table_oid, AccessShareLock);
 	int64		bytes = msgq_relation_data_bytes(table);
 
 	table_close(table, AccessShareLock);
@@ -353,7 +353,7 @@ msgq_table_data_bytes(Oid table_oid)
 void
 msgq_table_check(Oid table_oid, int ncolumns, int nrequired)
 {
-	Relation	table = table_open(table_oid, AccessShareLock);
+	Relation	table = msgq_open(table_oid, AccessShareLock);
 
 	msgq_table_close(msgq_table_open(table, ncolumns, nrequired, AccessShareLock),
 					 NoLock);
@@ -363,7 +363,7 @@ msgq_table_check(Oid table_oid, int ncolumns, int nrequired)
 int64
 msgq_table_main_bytes(Oid table_oid)
 {
-	Relation	table = table_open(table_oid, AccessShareLock);
+	Relation	table = msgq_open(table_oid, AccessShareLock);
 	int64		bytes = (int64) RelationGetNumberOfBlocks(table) * BLCKSZ;
 
 	table_close(table, AccessShareLock);
@@ -419,7 +419,7 @@ msgq_try_lock_table(Oid table_oid)
 
 	if (!ConditionalLockRelationOid(table_oid, AccessExclusiveLock))
 		return false;
-	table = table_open(table_oid, NoLock);
+	table = msgq_open(table_oid, NoLock);
 	if (table->trigdesc)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

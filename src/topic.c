@@ -171,7 +171,7 @@ static int
 read_rows(const Reading *reading, const char *table_name,
 		  const char *index_name, ScanKey key, RowReader reader, void *context)
 {
-	Relation	table = table_open(msgq_relation_oid(table_name), AccessShareLock);
+	Relation	table = msgq_open_metadata(table_name);
 	SysScanDesc scan = systable_beginscan(table, msgq_relation_oid(index_name),
 										  true, reading->snapshot, 1, key);
 	Datum	   *values = palloc(sizeof(Datum) * RelationGetDescr(table)->natts);
