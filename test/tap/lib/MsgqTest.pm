@@ -262,19 +262,35 @@ sub children_of
 # dying server would still write what was committed asynchronously.  And all
 # means all: one that lived on could wait for ever for a lock that a dead one
 # held, and keep the shared memory from the next server.
+#
+# Until somebody has buried a process, its number still counts, and a new server
+# would take it for a running one.  So its lock files go as soon as it is dead.
 sub kill_server
 {
-	my ($postmaster) = @_;
+	my ($node, $postmaster) = @_;
 
 	kill 'STOP', $postmaster;
+	wait_for_state($postmaster, qr/[TZX]/);
+	my @pids = (children_of($postmaster), $postmaster);
+	kill 'KILL', @pids;
+	wait_for_state($_, qr/[ZX]/) foreach @pids;
+	unlink $node->data_dir . '/postmaster.pid',
+	  $node->host . '/.s.PGSQL.' . $node->port . '.lock';
+	return;
+}
+
+# Or until it is gone.
+sub wait_for_state
+{
+	my ($pid, $pattern) = @_;
+
 	foreach my $try (1 .. 1000 * $PostgreSQL::Test::Utils::timeout_default)
 	{
-		my ($state) = process_state($postmaster);
-		last if !defined $state || $state =~ /[TZ]/;
+		my ($state) = process_state($pid);
+		return if !defined $state || $state =~ $pattern;
 		usleep(1000);
 	}
-	kill 'KILL', children_of($postmaster), $postmaster;
-	return;
+	die "process $pid does not get to a state $pattern";
 }
 
 sub kill_all
@@ -283,51 +299,35 @@ sub kill_all
 	my $postmaster =
 	  (split /\n/, slurp_file($node->data_dir . '/postmaster.pid'))[0];
 
-	kill_server($postmaster);
+	kill_server($node, $postmaster);
 	$node->kill9;
-	wait_until_gone($postmaster);
 	return;
 }
 
-# Until somebody has buried a process, its number still counts.
-sub wait_until_gone
-{
-	my ($pid) = @_;
-
-	foreach my $try (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
-	{
-		return if kill(0, $pid) == 0;
-		usleep(100_000);
-	}
-	die "process $pid does not go away";
-}
-
+# After it was killed.
 sub kill_starting
 {
 	my ($node) = @_;
 	my $file = $node->data_dir . '/postmaster.pid';
-	my $old = (split /\n/, slurp_file($file))[0];
-	my $pid = $old;
+	my $pid = '';
 
 	local %ENV = (%ENV, %{ $node->{environment} // {} });
 	system_log('pg_ctl', '-W', '-D', $node->data_dir, '-l', $node->logfile,
 		'start');
 	foreach my $try (1 .. 100)
 	{
-		# It goes, and comes back.
 		if (open my $lines, '<', $file)
 		{
-			chomp($pid = <$lines> // $old);
+			chomp($pid = <$lines> // '');
 			close $lines;
 		}
-		last if $pid ne $old && $pid ne '';
+		last if $pid ne '';
 		usleep(10_000);
 	}
-	die 'the server does not start' if $pid eq $old;
+	die 'the server does not start' if $pid eq '';
 	# Somewhere in recovery, or just after it.
 	usleep(rand(100_000));
-	kill_server($pid);
-	wait_until_gone($pid);
+	kill_server($node, $pid);
 	return;
 }
 
