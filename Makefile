@@ -122,7 +122,7 @@ ifneq ($(PROVE_TESTS),)
 TAP_TESTS = 1
 endif
 
-EXTRA_CLEAN = $(EXTENSION)--*.sql src/*.gcno src/*.gcda test/chaos/driver
+EXTRA_CLEAN = $(EXTENSION)--*.sql src/*.gcno src/*.gcda test/chaos/driver test/chaos/disk.so test/chaos/power
 
 PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)

@@ -138,6 +138,18 @@ my @runs = (
 		faults => ['kill server']
 	},
 	{
+		name => 'fsync = off, and the power fails',
+		class => 'lost',
+		scenario => 'power',
+		prepare => sub {
+			my ($node) = @_;
+			$node->safe_psql('postgres', 'CHECKPOINT');
+			$node->append_conf('postgresql.conf', 'fsync = off');
+			$node->reload;
+		},
+		faults => ['total power failure']
+	},
+	{
 		name => 'acknowledgement by id',
 		class => 'stale-accepted',
 		# All consumers are late.

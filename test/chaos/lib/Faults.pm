@@ -19,6 +19,7 @@ package Faults;
 use strict;
 use warnings;
 
+use Disk;
 use MsgqTest qw(kill_all kill_starting kill_backend start_again);
 use Standby;
 use Time::HiRes qw(usleep);
@@ -30,6 +31,10 @@ my %faults = (
 	'kill server twice' => { crashes => 1, run => \&kill_twice },
 	'immediate stop' => { crashes => 1, run => \&stop_immediate },
 	'fast stop' => { run => \&stop_fast },
+	'power failure' => { crashes => 1, run => \&Disk::fail_power },
+	'total power failure' => { crashes => 1, run => \&Disk::fail_power_totally },
+	'data disk full' => { run => \&Disk::fill_data },
+	'wal disk full' => { crashes => 1, run => \&Disk::fill_wal },
 	'promote' => { crashes => 1, run => \&Standby::promote },
 	'cancel' => { run => sub { strike_clients('cancel', 40, @_) } },
 	'cancel many' => { run => sub { strike_clients('cancel', 400, @_) } },

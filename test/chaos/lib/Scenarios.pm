@@ -29,9 +29,10 @@ package Scenarios;
 use strict;
 use warnings;
 
+use Disk;
 use Standby;
 
-my @order = qw(mixed crashes strikes standby lagging compared);
+my @order = qw(mixed crashes strikes power disk standby lagging compared);
 
 my %scenarios = (
 	# Everything that can happen to one server, and what others do there.
@@ -69,6 +70,25 @@ my %scenarios = (
 	strikes => {
 		share => 4,
 		faults => { 'cancel many' => 8, 'terminate' => 2, 'lock tables' => 1 }
+	},
+	# Power failures.  Little memory, so that much is written meanwhile, and
+	# checkpoints, which sync it.
+	power => {
+		share => 4,
+		pace => 0.7,
+		conf => [ 'shared_buffers = 4MB', 'bgwriter_delay = 20ms', 'checkpoint_timeout = 30s' ],
+		init => { extra => [ '--locale=C', '--encoding=UTF8', '--data-checksums' ] },
+		initialize => \&Disk::attach,
+		facts => ['torn'],
+		faults => { 'power failure' => 8, 'kill backend' => 1, 'checkpoint' => 4, 'vacuum' => 1 }
+	},
+	# No space left, now and then.
+	disk => {
+		share => 3,
+		conf => [ 'shared_buffers = 4MB' ],
+		initialize => \&Disk::attach,
+		facts => ['full'],
+		faults => { 'data disk full' => 5, 'wal disk full' => 3, 'checkpoint' => 1, 'vacuum' => 1 }
 	},
 	# A server and its synchronous standby, which takes over; what was confirmed
 	# is there.
