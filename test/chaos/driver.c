@@ -35,6 +35,9 @@
 
 #define MAX_PREPARED 6
 
+/* What has no position after so long has no entry either. */
+#define QUIET_US	INT64_C(10000000)
+
 Options		options = {
 	.receive = "msgq.receive",
 	.ack = "msgq.ack",
@@ -121,11 +124,18 @@ drain(void)
 	}
 }
 
-/* Is a group through with the stream, also with what gets its position late? */
+/*
+ * Is a group through with the stream, also with what gets its position late?
+ * Ids that were rolled back last, or that a crash has skipped, get none: when
+ * what is left has stayed the same for long, nothing comes any more.
+ */
 static bool
 is_through(void)
 {
+	static char before[24] = "";
+	static int64_t since = 0;
 	const char *params[] = {options.group};
+	const char *left;
 	PGresult   *result;
 	bool		through;
 
@@ -137,7 +147,13 @@ is_through(void)
 				   1, params);
 	if (result == NULL)
 		return false;
-	through = strcmp(PQgetvalue(result, 0, 0), "0") == 0;
+	left = PQgetvalue(result, 0, 0);
+	if (strcmp(left, before) != 0)
+	{
+		snprintf(before, sizeof(before), "%s", left);
+		since = now_us();
+	}
+	through = strcmp(left, "0") == 0 || now_us() - since > QUIET_US;
 	PQclear(result);
 	commit();
 	return through;
