@@ -63,10 +63,11 @@ SELECT msgq.send('send', '"a minute ago"', deliver_at => clock_timestamp() - int
 SELECT msgq.send('send', '"long ago"', deliver_at => '1815-12-10') \gset f_
 SELECT body FROM msgq.pop('send', 10) ORDER BY id;
 -- In the order of their time, not of their ids.
-SELECT msgq.send('send', '"third"', delay => '30 ms') \gset g_
-SELECT msgq.send('send', '"first"', delay => '10 ms') \gset g_
-SELECT msgq.send('send', '"second"', delay => '20 ms') \gset g_
-SELECT pg_sleep(0.1) \gset g_
+SELECT clock_timestamp() + interval '0.5 s' AS due \gset
+SELECT msgq.send('send', '"third"', deliver_at => timestamptz :'due' + interval '3 ms') \gset g_
+SELECT msgq.send('send', '"first"', deliver_at => timestamptz :'due' + interval '1 ms') \gset g_
+SELECT msgq.send('send', '"second"', deliver_at => timestamptz :'due' + interval '2 ms') \gset g_
+SELECT pg_sleep(0.6) \gset g_
 SELECT body FROM msgq.pop('send', 10);
 \pset format unaligned
 SELECT arguments, pg_temp.raised(format('SELECT msgq.send(''send'', ''1'', %s)', arguments)) FROM (VALUES
