@@ -22,6 +22,9 @@ SELECT proname FROM pg_proc WHERE pronamespace = 'msgq'::regnamespace GROUP BY p
 -- All arguments have names.
 SELECT oid::regprocedure FROM pg_proc
 WHERE pronamespace = 'msgq'::regnamespace AND pronargs > 0 AND (proargnames IS NULL OR '' = ANY (proargnames));
+-- All are in C: no text of theirs is looked up by somebody's search_path.
+SELECT p.oid::regprocedure, lanname FROM pg_proc p JOIN pg_language l ON l.oid = prolang
+WHERE pronamespace = 'msgq'::regnamespace AND lanname <> 'c';
 -- None runs with the rights of somebody else, none brings settings.
 SELECT oid::regprocedure FROM pg_proc
 WHERE pronamespace = 'msgq'::regnamespace AND (prosecdef OR proconfig IS NOT NULL OR proleakproof);
@@ -45,6 +48,9 @@ FROM pg_class, aclexplode(relacl) WHERE relnamespace = 'msgq'::regnamespace AND 
 ORDER BY relname COLLATE "C", privilege_type;
 SELECT oid::regprocedure AS not_for_everybody FROM pg_proc
 WHERE pronamespace = 'msgq'::regnamespace AND NOT has_function_privilege('public', oid, 'EXECUTE');
+
+-- Only a superuser makes the extension, and its schema stays where it is.
+SELECT DISTINCT superuser, trusted, relocatable, schema FROM pg_available_extension_versions WHERE name = 'msgq';
 
 -- Members of the extension: no storage of any queue.
 SELECT member FROM pg_depend,
@@ -104,13 +110,33 @@ ROLLBACK;
 SELECT body, deliveries FROM msgq.peek('catalog');
 SELECT msgq.send('catalog', '2');
 SELECT body, deliveries FROM msgq.receive('catalog', 10);
--- A schema of the name that somebody else made first is not taken over.
+-- A schema of the name that somebody else made first is not taken over,
+-- whatever is in it.
+CREATE ROLE regress_catalog_squatter;
 BEGIN;
 DROP EXTENSION msgq CASCADE;
-CREATE SCHEMA msgq;
-\set SHOW_CONTEXT never
-CREATE EXTENSION msgq;
+CREATE SCHEMA msgq AUTHORIZATION regress_catalog_squatter;
+CREATE FUNCTION pg_temp.created_with(object text) RETURNS text
+LANGUAGE plpgsql AS $$
+BEGIN
+	SET LOCAL ROLE regress_catalog_squatter;
+	EXECUTE object;
+	RESET ROLE;
+	CREATE EXTENSION msgq;
+	RETURN 'the extension';
+EXCEPTION WHEN OTHERS THEN
+	RETURN SQLSTATE || ' ' || SQLERRM;
+END
+$$;
+SELECT object, pg_temp.created_with(object) FROM unnest(ARRAY[
+	'SELECT',
+	'CREATE TABLE msgq.queue (id int)',
+	'CREATE VIEW msgq.queues AS SELECT 1',
+	'CREATE SEQUENCE msgq.queue_id',
+	'CREATE TYPE msgq.message AS (id int)',
+	'CREATE FUNCTION msgq.send(text, jsonb) RETURNS bigint LANGUAGE sql AS ''SELECT 1''']) object;
 ROLLBACK;
+DROP ROLE regress_catalog_squatter;
 RESET client_min_messages;
 
 SELECT msgq.drop_queue('catalog');
