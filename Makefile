@@ -147,7 +147,7 @@ endif
 # Targets that bring their own PostgreSQL server
 # ---------------------------------------------------------------------------
 
-.PHONY: demo demo-stop test test-majors chaos chaos-long bench bench-long indent indent-check
+.PHONY: demo demo-stop test test-majors test-sanitize test-valgrind chaos chaos-long bench bench-long indent indent-check
 
 # Given on the command line it counts for the scripts as well; else they
 # look for an installation themselves.
@@ -164,6 +164,12 @@ test:
 
 test-majors:
 	@bash scripts/test-majors.sh
+
+test-sanitize:
+	@$(SCRIPT_ENV) bash scripts/sanitize.sh
+
+test-valgrind:
+	@$(SCRIPT_ENV) bash scripts/sanitize.sh --valgrind
 
 chaos:
 	@$(SCRIPT_ENV) bash scripts/chaos.sh

@@ -8,7 +8,8 @@
 #   msgq_dir PATH                 a directory that the server's user can reach
 #   msgq_cache_dir                where downloads stay, outside the tree
 #   msgq_copy_source DEST         the sources, without what builds left
-#   pg_private PREFIX             a private PostgreSQL with msgq in it
+#   pg_private PREFIX             a private PostgreSQL with msgq in it; its server
+#                                 is run by the command that MSGQ_SERVER_UNDER is
 #   server_start DATADIR [LINE..] a server on a Unix socket
 #   server_stop DATADIR           and its end
 #   as_user CMD...                a command as the server's user
@@ -351,6 +352,21 @@ build_extension() {
 	grep -A 4 'warning:' "$log" >&2 || true
 }
 
+# Lets MSGQ_SERVER_UNDER run the private server: "valgrind", or "env" and
+# variables.  What initdb and others ask it for runs as always.
+server_under() {
+	mv "$PG_BIN/postgres" "$PG_BIN/postgres.bin"
+	cat >"$PG_BIN/postgres" <<-EOF
+		#!/bin/sh
+		case \$1 in
+			-V | --version | -C | --boot | --check | --single) under= ;;
+			*) under='$MSGQ_SERVER_UNDER' ;;
+		esac
+		exec \$under '$PG_BIN/postgres.bin' "\$@"
+	EOF
+	chmod 755 "$PG_BIN/postgres"
+}
+
 # Makes a private copy of PG_CONFIG's PostgreSQL below PREFIX and builds the
 # extension into it.  Sets PG_BIN, its programs, and MSGQ_SOURCE, the tree
 # that was built.
@@ -363,6 +379,9 @@ pg_private() {
 	export MSGQ_SOURCE=$prefix/source
 	msgq_copy_source "$MSGQ_SOURCE"
 	build_extension "$prefix"
+	if [ -n "${MSGQ_SERVER_UNDER:-}" ]; then
+		server_under
+	fi
 	# The tests write beside their sources, and scripts of extensions.
 	if is_root; then
 		chown -R "$MSGQ_USER:" "$MSGQ_SOURCE"
