@@ -5,6 +5,7 @@
 #   msgq_packages                 everything that a build and a test need,
 #                                 and what EXTRA_PACKAGES names
 #   libpq_package                 names libpq's headers there, if they are missing
+#   sqlsmith_package              names sqlsmith there, where Debian has it
 #   msgq_dir PATH                 a directory that the server's user can reach
 #   msgq_cache_dir                where downloads stay, outside the tree
 #   msgq_copy_source DEST         the sources, without what builds left
@@ -118,6 +119,14 @@ missing_packages() {
 libpq_package() {
 	if find_pg_config && [ ! -e "$("$PG_CONFIG" --includedir)/libpq-fe.h" ]; then
 		EXTRA_PACKAGES+=(libpq-dev)
+	fi
+}
+
+# sqlsmith, which one test can do without: Debian has it up to 12 only.
+sqlsmith_package() {
+	if is_root && ! have sqlsmith &&
+		grep -qs '^VERSION_CODENAME=bookworm$' /etc/os-release; then
+		EXTRA_PACKAGES+=(sqlsmith)
 	fi
 }
 

@@ -204,5 +204,6 @@ main() {
 msgq_lock test "$@"
 # The load driver of test/chaos is a client.
 libpq_package
+sqlsmith_package
 msgq_packages
 main "$@"
