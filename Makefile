@@ -122,7 +122,8 @@ ifneq ($(PROVE_TESTS),)
 TAP_TESTS = 1
 endif
 
-EXTRA_CLEAN = $(EXTENSION)--*.sql src/*.gcno src/*.gcda test/chaos/driver test/chaos/disk.so test/chaos/power
+EXTRA_CLEAN = $(EXTENSION)--*.sql src/*.gcno src/*.gcda \
+	$(addprefix test/chaos/, driver power disk.so clock.so)
 
 PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)

@@ -116,7 +116,7 @@ do_inbox_work(MsgqMaintenance *m)
 static void
 maintain_inbox(MsgqMaintenance *m)
 {
-	TimestampTz begun = GetCurrentTimestamp();
+	int64		begun = msgq_ticks();
 
 	if (begun < m->inbox_next)
 		return;
@@ -127,9 +127,9 @@ maintain_inbox(MsgqMaintenance *m)
 	m->subject = NULL;
 	m->busy |= m->inbox.done;
 	if (!m->inbox.done)
-		m->inbox_next = GetCurrentTimestamp() +
+		m->inbox_next = msgq_ticks() +
 			(m->inbox.turn ? MSGQ_TURN_TIME :
-			 MSGQ_COST_FACTOR * (GetCurrentTimestamp() - begun));
+			 MSGQ_COST_FACTOR * (msgq_ticks() - begun));
 }
 
 /* ---------------------------------------------------------------------------

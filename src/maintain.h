@@ -28,11 +28,12 @@ typedef struct MsgqMaintenance
 	bool		by_hand;
 	HTAB	   *memory;			/* NULL by hand: everything is looked at */
 	MsgqRound	round;
-	TimestampTz last_active;	/* when the database was last found so */
+	int64		last_active;	/* when the database was last found so, by
+								 * msgq_ticks */
 	bool		busy;			/* something was done, or is to be done soon */
 	bool		leaving;		/* for the last time */
 	MsgqInboxWork inbox;		/* what is due to be done in it */
-	TimestampTz inbox_next;		/* when to look at it again */
+	int64		inbox_next;		/* when to look at it again, likewise */
 	TimestampTz stream_due;		/* when a stream is to be looked at; 0: never */
 	struct MsgqScheduleEntry *schedules;	/* as they were when they were
 											 * read */

@@ -283,7 +283,7 @@ look(MsgqConsumer *consumer)
  * that tells us (wakeup.c).
  */
 static void
-look_until(MsgqConsumer *consumer, TimestampTz deadline)
+look_until(MsgqConsumer *consumer, int64 deadline)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	MemoryContext context = AllocSetContextCreate(caller, "msgq look",
@@ -305,12 +305,13 @@ look_until(MsgqConsumer *consumer, TimestampTz deadline)
 		msgq_wait_looked(slot);
 		if (!found)
 			msgq_sequencer_want();
-		if (found || consumer->has_written || consumer->now >= deadline)
+		if (found || consumer->has_written || msgq_ticks() >= deadline)
 			break;
 
 		until = msgq_wait_poll_time(slot, consumer->now);
 		msgq_wait_until_due(consumer->next_due, until);
-		until = Min(Min(deadline, consumer->next_due), until);
+		until = Min(Min(msgq_wait_deadline_time(deadline, consumer->now),
+						consumer->next_due), until);
 		msgq_consumer_close(consumer);
 		if (msgq_wait_register(slot))
 		{
@@ -339,13 +340,13 @@ begin_result(MsgqConsumer *consumer, FunctionCallInfo fcinfo)
 	consumer->descriptor = result->setDesc;
 }
 
-static TimestampTz
+static int64
 wait_argument(FunctionCallInfo fcinfo, int n)
 {
 	Interval   *wait = DatumGetIntervalP(msgq_arg(fcinfo, n, "wait"));
 
 	msgq_check_interval(wait, "wait");
-	return msgq_time_after(msgq_now(), wait);
+	return msgq_wait_deadline(wait);
 }
 
 /* read(stream, consumer_group, max_entries, partition, wait) */
@@ -355,7 +356,7 @@ msgq_read(PG_FUNCTION_ARGS)
 {
 	MsgqConsumer consumer = msgq_consumer_arguments(fcinfo, "msgq.read()",
 													MSGQ_RIGHT_RECEIVE);
-	TimestampTz deadline;
+	int64		deadline;
 
 	consumer.max_entries = msgq_arg_count(fcinfo, 2, "max_entries");
 	if (!PG_ARGISNULL(3))
@@ -379,7 +380,7 @@ msgq_poll(PG_FUNCTION_ARGS)
 {
 	MsgqConsumer consumer = msgq_consumer_arguments(fcinfo, "msgq.poll()",
 													MSGQ_RIGHT_RECEIVE);
-	TimestampTz deadline;
+	int64		deadline;
 
 	consumer.max_entries = msgq_arg_count(fcinfo, 2, "max_entries");
 	consumer.lease = DatumGetIntervalP(msgq_arg(fcinfo, 3, "visibility_timeout"));

@@ -748,7 +748,7 @@ next_due_time(const Receiver *receiver)
  * queue open.
  */
 static void
-look_until(Receiver *receiver, TimestampTz deadline)
+look_until(Receiver *receiver, int64 deadline)
 {
 	MemoryContext caller = CurrentMemoryContext;
 	MemoryContext context = look_context();
@@ -770,13 +770,13 @@ look_until(Receiver *receiver, TimestampTz deadline)
 		slot = receiver->storage->slot;
 		msgq_wait_looked(slot);
 		if (receiver->wanted < wanted || receiver->storage->is_changed ||
-			receiver->now >= deadline)
+			msgq_ticks() >= deadline)
 			break;
 
 		due = next_due_time(receiver);
 		until = msgq_wait_poll_time(slot, receiver->now);
 		msgq_wait_until_due(due, until);
-		until = Min(Min(deadline, due), until);
+		until = Min(Min(msgq_wait_deadline_time(deadline, receiver->now), due), until);
 		/* A message may come late into a drained segment. */
 		if (receiver->storage->queue->ndrained > 0)
 			until = Min(until, receiver->now + DRAINED_INTERVAL);
@@ -842,7 +842,7 @@ msgq_receive(PG_FUNCTION_ARGS)
 
 	begin_result(&receiver, fcinfo);
 	msgq_lease_begin();
-	look_until(&receiver, msgq_time_after(msgq_now(), wait));
+	look_until(&receiver, msgq_wait_deadline(wait));
 	msgq_lease_end(receiver.oldest_enqueued_at);
 	msgq_storage_close(receiver.storage);
 	return (Datum) 0;
@@ -876,7 +876,7 @@ typedef struct Watch
 {
 	int			n;
 	char	  **names;
-	TimestampTz deadline;
+	int64		deadline;
 	TimestampTz until;			/* when to look again */
 	bool		armed;			/* all were registered before the look */
 } Watch;
@@ -914,7 +914,7 @@ watch_one(Watch *watch, const char *name)
 static char *
 watch_all(Watch *watch)
 {
-	watch->until = watch->deadline;
+	watch->until = msgq_wait_deadline_time(watch->deadline, msgq_now());
 	watch->armed = true;
 	for (int i = 0; i < watch->n; i++)
 	{
@@ -944,7 +944,7 @@ watch_until(Watch *watch)
 		ready = watch_all(watch);
 		MemoryContextSwitchTo(caller);
 		PopActiveSnapshot();
-		if (ready || msgq_now() >= watch->deadline)
+		if (ready || msgq_ticks() >= watch->deadline)
 			return ready;
 		if (!watch->armed)
 			continue;
@@ -980,7 +980,7 @@ msgq_wait(PG_FUNCTION_ARGS)
 	}
 	timeout = DatumGetIntervalP(msgq_arg(fcinfo, 1, "timeout"));
 	msgq_check_interval(timeout, "timeout");
-	watch.deadline = msgq_time_after(msgq_now(), timeout);
+	watch.deadline = msgq_wait_deadline(timeout);
 
 	if (SPI_connect_ext(SPI_OPT_NONATOMIC) != SPI_OK_CONNECT)
 		elog(ERROR, "could not connect to SPI");

@@ -243,6 +243,7 @@ typedef struct Request
 {
 	char	   *queue;
 	MsgqReplyTo to;
+	int64		wait_until;		/* the same deadline, by msgq_ticks */
 	int64		message_id;
 	Datum		reply;			/* in the memory context of the call */
 } Request;
@@ -360,10 +361,10 @@ wait_for_reply(Request *request, MemoryContext caller)
 		MemoryContextReset(context);
 		if (found)
 			return;
-		if (now >= request->to.deadline)
+		if (msgq_ticks() >= request->wait_until)
 			raise_timed_out(request);
 		SPI_commit();
-		(void) msgq_wait_sleep(Min(request->to.deadline,
+		(void) msgq_wait_sleep(Min(msgq_wait_deadline_time(request->wait_until, now),
 								   TimestampTzPlusMilliseconds(now, (int64) msgq_poll_interval)));
 	}
 }
@@ -404,13 +405,16 @@ msgq_request(PG_FUNCTION_ARGS)
 	Request		request = {0};
 	Datum		body;
 	Datum		headers = PG_ARGISNULL(4) ? (Datum) 0 : PG_GETARG_DATUM(4);
+	Interval   *timeout;
 
 	msgq_refuse_transaction_block(fcinfo, "msgq.request()",
 								  "It commits the request before it waits for the reply.",
 								  "Call it outside of a transaction.");
 	request.queue = msgq_arg_name(fcinfo, 0, "queue");
 	body = msgq_arg(fcinfo, 1, "body");
-	request.to.deadline = msgq_time_after(msgq_now(), timeout_argument(fcinfo, 2));
+	timeout = timeout_argument(fcinfo, 2);
+	request.to.deadline = msgq_time_after(msgq_now(), timeout);
+	request.wait_until = msgq_wait_deadline(timeout);
 	request.to.id = *DatumGetUUIDP(DirectFunctionCall1(gen_random_uuid, (Datum) 0));
 	request.to.process = msgq_my_process_number();
 

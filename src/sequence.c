@@ -31,6 +31,7 @@
 #include "owner.h"
 #include "segment.h"
 #include "sequencer.h"
+#include "testing.h"
 #include "wakeup.h"
 
 /* So many milliseconds msgq.sequence waits for the horizon. */
@@ -66,8 +67,8 @@ typedef struct Sequenced
 	bool		is_new;			/* it has not been looked at */
 	bool		is_pending;		/* there may be something to do */
 	bool		has_open;
-	TimestampTz last_given;		/* when it was given positions */
-	TimestampTz next;			/* no step before that */
+	int64		last_given;		/* when it was given positions, by msgq_ticks */
+	int64		next;			/* no step before that */
 } Sequenced;
 
 static Sequenced *sequenced = NULL;
@@ -126,7 +127,7 @@ step_alone(Sequenced *stream, MsgqSlot *slot)
 {
 	MemoryContext context = CurrentMemoryContext;
 	MsgqSequenceStep step;
-	TimestampTz begun = GetCurrentTimestamp();
+	int64		begun = msgq_ticks();
 	bool		done;
 
 	if (slot)
@@ -175,7 +176,7 @@ step_alone(Sequenced *stream, MsgqSlot *slot)
  * said until the next step, or each commit before that would wake us.
  */
 static void
-ask(Sequenced *stream, MsgqSlot *slot, TimestampTz now)
+ask(Sequenced *stream, MsgqSlot *slot, int64 now)
 {
 	if (slot == NULL || stream->is_new ||
 		pg_atomic_read_u32(&slot->appended) != 0 ||
@@ -186,13 +187,13 @@ ask(Sequenced *stream, MsgqSlot *slot, TimestampTz now)
 
 /*
  * Makes a step in each stream that may need one.  Returns when to come again,
- * if nobody wakes us until then; 0 if there is no reason to.
+ * by msgq_ticks, if nobody wakes us until then; 0 if there is no reason to.
  */
-TimestampTz
+int64
 msgq_sequence_round(void)
 {
 	MemoryContext caller = CurrentMemoryContext;
-	TimestampTz next = 0;
+	int64		next = 0;
 
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
@@ -204,8 +205,8 @@ msgq_sequence_round(void)
 	{
 		Sequenced  *stream = &sequenced[i];
 		MsgqSlot   *slot = msgq_slot_find(stream->sequence, stream->created_at);
-		TimestampTz now = GetCurrentTimestamp();
-		TimestampTz again;
+		int64		now = msgq_ticks();
+		int64		again;
 
 		ask(stream, slot, now);
 		if (stream->is_pending && now >= stream->next)

@@ -23,7 +23,7 @@ typedef struct MsgqSequenceStep
 extern bool msgq_sequence_step(int32 stream_id, bool wait,
 							   MsgqSequenceStep *step);
 extern void msgq_sequence_transaction_ended(bool committed);
-extern TimestampTz msgq_sequence_round(void);
+extern int64 msgq_sequence_round(void);
 extern void msgq_sequence_first_step(const MsgqStream *stream,
 									 const MsgqStreamSegment *segment);
 

@@ -67,6 +67,7 @@
 
 #include "segment.h"
 #include "shared.h"
+#include "testing.h"
 
 /* "msgq", and a number to be raised with every change of the layout. */
 #define SHARED_MAGIC		0x6d736771
@@ -482,7 +483,7 @@ MsgqSlot   *
 msgq_slot_get(Oid sequence, TimestampTz created_at)
 {
 	static MsgqSlot *last = NULL;
-	static TimestampTz looked_in_vain = 0;
+	static int64 looked_in_vain = 0;
 	MsgqQueueKey key = {MyDatabaseId, sequence, created_at};
 	MsgqSlot   *slot;
 
@@ -501,9 +502,9 @@ msgq_slot_get(Oid sequence, TimestampTz created_at)
 
 		slot = assign_slot(&key, highest_id);
 		if (slot == NULL &&
-			GetCurrentTimestamp() - looked_in_vain > 10 * USECS_PER_SEC)
+			msgq_ticks() - looked_in_vain > 10 * USECS_PER_SEC)
 		{
-			looked_in_vain = GetCurrentTimestamp();
+			looked_in_vain = msgq_ticks();
 			msgq_slot_free_gone();
 			slot = assign_slot(&key, highest_id);
 		}

@@ -7,7 +7,8 @@
  *
  * The clock.  Every due time, lease and age is computed from msgq_now, which
  * is the wall clock plus msgq.test_clock_offset.  So a test lets a lease run
- * out, or a month pass, without sleeping.
+ * out, or a month pass, without sleeping.  For how long somebody waits, and when
+ * a process does something again, is measured by msgq_ticks, which nobody sets.
  *
  * Points.  A session whose msgq.test_point names a point takes the advisory
  * lock (POINT_CLASS, number of the point) in shared mode when it comes by, and
@@ -20,6 +21,7 @@
 #include "msgq.h"
 
 #include "miscadmin.h"
+#include "portability/instr_time.h"
 #include "storage/lock.h"
 #include "utils/guc.h"
 #include "utils/timestamp.h"
@@ -94,6 +96,16 @@ TimestampTz
 msgq_now(void)
 {
 	return GetCurrentTimestamp() + (int64) (clock_offset * 1000.0);
+}
+
+/* Microseconds by a clock that only goes on, from some moment before. */
+int64
+msgq_ticks(void)
+{
+	instr_time	now;
+
+	INSTR_TIME_SET_CURRENT(now);
+	return (int64) INSTR_TIME_GET_MICROSEC(now);
 }
 
 void

@@ -46,6 +46,7 @@ extern int	msgq_test_point;
 
 extern void msgq_testing_init(void);
 extern TimestampTz msgq_now(void);
+extern int64 msgq_ticks(void);
 extern void msgq_stop_at_point(void);
 
 /* Stops here while a test wants this session to. */

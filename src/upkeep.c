@@ -48,19 +48,22 @@
  * ---------------------------------------------------------------------------
  */
 
-/* What is remembered about a queue or a segment between rounds. */
+/*
+ * What is remembered about a queue or a segment between rounds.  Times are those
+ * of msgq_ticks, but for due.
+ */
 typedef struct Memory
 {
 	Oid			relation;		/* hash key: the sequence, or the table */
-	TimestampTz next;			/* when to look again: segments, current
+	int64		next;			/* when to look again: segments, current
 								 * tables of stores, and queues without a slot */
 	int64		interval;
-	TimestampTz looked_at;		/* segment */
+	int64		looked_at;		/* segment */
 	uint64		activity;		/* what the queue's counters were */
-	TimestampTz changed_at;		/* and when they were found changed */
-	TimestampTz next_count;		/* when its cost allows to count again */
-	TimestampTz next_save;
-	TimestampTz next_sweep;
+	int64		changed_at;		/* and when they were found changed */
+	int64		next_count;		/* when its cost allows to count again */
+	int64		next_save;
+	int64		next_sweep;
 	uint64		swept_activity; /* what the counters were at the last one */
 	TimestampTz due;			/* when there is something to be swept, as the
 								 * last sweep saw it; 0: never */
@@ -132,7 +135,7 @@ set_next_look(Memory *memory, int64 cost, bool parked)
 	if (parked)
 		interval = Max(interval, Min(2 * memory->interval, PARKED_TIME));
 	memory->interval = interval;
-	memory->next = GetCurrentTimestamp() + interval;
+	memory->next = msgq_ticks() + interval;
 }
 
 static void
@@ -140,7 +143,7 @@ drain_step(MsgqMaintenance *m, int32 queue_id, int n)
 {
 	MsgqRing   *ring = msgq_ring_read(queue_id);
 	const MsgqRingSegment *segment = find_segment(ring, n);
-	TimestampTz begun = GetCurrentTimestamp();
+	int64		begun = msgq_ticks();
 	Memory	   *memory;
 	int64		waiting;
 	bool		parked;
@@ -159,7 +162,7 @@ drain_step(MsgqMaintenance *m, int32 queue_id, int n)
 		m->round.waiting > waiting)
 		m->busy = true;
 	else if (memory)
-		set_next_look(memory, GetCurrentTimestamp() - begun, parked);
+		set_next_look(memory, msgq_ticks() - begun, parked);
 	if (memory)
 		memory->looked_at = begun;
 }
@@ -169,7 +172,7 @@ reclaim_step(MsgqMaintenance *m, int32 queue_id, int n)
 {
 	MsgqRing   *ring = msgq_ring_read(queue_id);
 	const MsgqRingSegment *segment = find_segment(ring, n);
-	TimestampTz begun = GetCurrentTimestamp();
+	int64		begun = msgq_ticks();
 	Memory	   *memory;
 
 	if (segment == NULL || segment->state != 'D')
@@ -179,7 +182,7 @@ reclaim_step(MsgqMaintenance *m, int32 queue_id, int n)
 	if (memory && begun < memory->next)
 		return;
 	if (!msgq_ring_reclaim(ring, segment, &m->round) && memory)
-		set_next_look(memory, GetCurrentTimestamp() - begun, false);
+		set_next_look(memory, msgq_ticks() - begun, false);
 }
 
 static void
@@ -198,9 +201,9 @@ turn_store_step(MsgqMaintenance *m, int32 queue_id, int n)
 	if (m->memory)
 	{
 		memory = remember(m, msgq_store_current(queue_id, kind));
-		if (GetCurrentTimestamp() < memory->next)
+		if (msgq_ticks() < memory->next)
 			return;
-		memory->next = GetCurrentTimestamp() + MSGQ_TURN_TIME;
+		memory->next = msgq_ticks() + MSGQ_TURN_TIME;
 	}
 	if (msgq_store_turn(queue_id, kind, &m->round))
 		m->busy = true;
@@ -245,9 +248,9 @@ activity_of(MsgqSlot *slot)
 
 /* Is it time to scan the queue, and is there a reason to? */
 static bool
-wants_count(MsgqSlot *slot, const Memory *memory, TimestampTz now)
+wants_count(MsgqSlot *slot, const Memory *memory, int64 now)
 {
-	TimestampTz last = (TimestampTz) pg_atomic_read_u64(&slot->counted_at);
+	int64		last = (int64) pg_atomic_read_u64(&slot->counted_at);
 
 	if (memory == NULL || last == 0)
 		return true;
@@ -262,7 +265,7 @@ count_step(MsgqMaintenance *m, int32 queue_id, int n)
 	MsgqQueue  *queue;
 	Memory	   *memory;
 	MsgqSlot   *slot = find_slot(m, queue_id, &queue, &memory);
-	TimestampTz begun = GetCurrentTimestamp();
+	int64		begun = msgq_ticks();
 	MsgqSpi		before;
 
 	if (slot == NULL || !wants_count(slot, memory, begun) ||
@@ -276,14 +279,14 @@ count_step(MsgqMaintenance *m, int32 queue_id, int n)
 	pg_atomic_write_u64(&slot->counted_at, begun);
 	if (memory)
 		memory->next_count = begun +
-			MSGQ_COST_FACTOR * (GetCurrentTimestamp() - begun);
+			MSGQ_COST_FACTOR * (msgq_ticks() - begun);
 }
 
 /* Gives up what nobody meets: that costs a scan of the queue. */
 static void
 sweep_step(MsgqMaintenance *m, int32 queue_id, int n)
 {
-	TimestampTz begun = GetCurrentTimestamp();
+	int64		begun = msgq_ticks();
 	MsgqQueue  *queue;
 	Memory	   *memory;
 	MsgqSlot   *slot = find_slot(m, queue_id, &queue, &memory);
@@ -311,7 +314,7 @@ sweep_step(MsgqMaintenance *m, int32 queue_id, int n)
 	{
 		memory->swept_activity = activity;
 		memory->next_sweep = begun +
-			Max(SWEEP_TIME, MSGQ_COST_FACTOR * (GetCurrentTimestamp() - begun));
+			Max(SWEEP_TIME, MSGQ_COST_FACTOR * (msgq_ticks() - begun));
 	}
 }
 
@@ -344,7 +347,7 @@ save_step(MsgqMaintenance *m, int32 queue_id, int n)
 	MsgqQueue  *queue;
 	Memory	   *memory;
 	MsgqSlot   *slot = find_slot(m, queue_id, &queue, &memory);
-	TimestampTz now = GetCurrentTimestamp();
+	int64		now = msgq_ticks();
 
 	if (slot == NULL || (memory && !m->leaving && now < memory->next_save))
 		return;
@@ -417,14 +420,14 @@ is_active(MsgqMaintenance *m, const Work *work)
 		return true;
 	memory = remember(m, work->sequence);
 	if (slot == NULL)
-		return GetCurrentTimestamp() >= memory->next;
+		return msgq_ticks() >= memory->next;
 	if (msgq_poison_has_notes(slot))
 		return true;
 	activity = activity_of(slot);
 	if (activity != memory->activity)
-		memory->changed_at = GetCurrentTimestamp();
+		memory->changed_at = msgq_ticks();
 	memory->activity = activity;
-	return GetCurrentTimestamp() - memory->changed_at < SETTLE_TIME;
+	return msgq_ticks() - memory->changed_at < SETTLE_TIME;
 }
 
 /* Is there something to be given up, though nothing has happened? */
@@ -439,7 +442,7 @@ is_due(MsgqMaintenance *m, const Work *work)
 static void
 maintain_queue(MsgqMaintenance *m, const Work *work)
 {
-	TimestampTz begun = GetCurrentTimestamp();
+	int64		begun = msgq_ticks();
 	int64		waiting = m->round.waiting;
 	Memory	   *memory;
 
@@ -455,11 +458,11 @@ maintain_queue(MsgqMaintenance *m, const Work *work)
 	if (m->memory == NULL)
 		return;
 	memory = remember(m, work->sequence);
-	memory->next = begun + MSGQ_COST_FACTOR * (GetCurrentTimestamp() - begun);
+	memory->next = begun + MSGQ_COST_FACTOR * (msgq_ticks() - begun);
 	if (waiting > 0)
 	{
 		/* It should turn and could not: that is to be tried again. */
-		memory->changed_at = GetCurrentTimestamp();
+		memory->changed_at = msgq_ticks();
 		m->busy = true;
 	}
 }

@@ -61,6 +61,7 @@
 #include "utils/guc.h"
 #include "utils/timestamp.h"
 
+#include "argument.h"
 #include "testing.h"
 #include "wakeup.h"
 #include "worker.h"
@@ -433,6 +434,25 @@ wait_for_latch(long timeout)
 		ResetLatch(MyLatch);
 		timeout = 0;
 	}
+}
+
+/*
+ * When a wait that begins now is over, by msgq_ticks: the clock may be set
+ * meanwhile.
+ */
+int64
+msgq_wait_deadline(const Interval *wait)
+{
+	TimestampTz now = msgq_now();
+
+	return msgq_ticks() + (msgq_time_after(now, wait) - now);
+}
+
+/* The same by the clock, which shows this time now. */
+TimestampTz
+msgq_wait_deadline_time(int64 deadline, TimestampTz now)
+{
+	return now + (deadline - msgq_ticks());
 }
 
 /*

@@ -31,6 +31,8 @@ extern void msgq_wait_until_due(TimestampTz due, TimestampTz poll_time);
 extern void msgq_wake_for_due_time(MsgqSlot *slot, TimestampTz due,
 								   TimestampTz now);
 extern bool msgq_wait_is_woken(void);
+extern int64 msgq_wait_deadline(const Interval *wait);
+extern TimestampTz msgq_wait_deadline_time(int64 deadline, TimestampTz now);
 extern bool msgq_wait_sleep(TimestampTz until);
 extern void msgq_wait_end(void);
 extern TimestampTz msgq_wait_poll_time(const MsgqSlot *slot, TimestampTz now);

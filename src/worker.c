@@ -655,11 +655,11 @@ extension_table(void)
 
 /* Sleeps until then; false if it is time to leave. */
 static bool
-sleep_until(TimestampTz until)
+sleep_until(int64 until)
 {
 	for (;;)
 	{
-		TimestampTz now = GetCurrentTimestamp();
+		int64		now = msgq_ticks();
 
 		if (!msgq_worker_enabled || msgq_database_is_wanted(MyDatabaseId))
 			return false;
@@ -676,9 +676,9 @@ sleep_until(TimestampTz until)
 
 /* Sleeps until then, or until somebody wakes us; false if it is time to leave. */
 static bool
-sleep_until_woken(TimestampTz until)
+sleep_until_woken(int64 until)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	int64		now = msgq_ticks();
 
 	if (!msgq_worker_enabled || msgq_database_is_wanted(MyDatabaseId))
 		return false;
@@ -734,16 +734,16 @@ should_stay(const MsgqMaintenance *m)
  * When to do the next round, after one that began then: earlier than usual if
  * a schedule is due before that.
  */
-static TimestampTz
-next_round_after(const MsgqMaintenance *m, TimestampTz begun)
+static int64
+next_round_after(const MsgqMaintenance *m, int64 begun)
 {
-	TimestampTz usual = begun + msgq_worker_interval * INT64CONST(1000);
+	int64		usual = begun + msgq_worker_interval * INT64CONST(1000);
 	TimestampTz fire = msgq_maintain_next_fire(m);
-	TimestampTz now = GetCurrentTimestamp();
+	int64		now = msgq_ticks();
 
 	if (fire == 0)
 		return usual;
-	/* The clock of schedules may be another one. */
+	/* Schedules go by the clock on the wall. */
 	return Min(usual, now + Max(LOOK_TIME * INT64CONST(1000), fire - msgq_now()));
 }
 
@@ -757,14 +757,14 @@ work(MsgqMaintenance *m)
 	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "msgq round",
 												  ALLOCSET_DEFAULT_SIZES);
 	Oid			table = extension_table();
-	TimestampTz last_busy = GetCurrentTimestamp();
-	TimestampTz next_round = 0;
-	TimestampTz next_notification = 0;
+	int64		last_busy = msgq_ticks();
+	int64		next_round = 0;
+	int64		next_notification = 0;
 
 	for (;;)
 	{
-		TimestampTz now = GetCurrentTimestamp();
-		TimestampTz next;
+		int64		now = msgq_ticks();
+		int64		next;
 
 		MemoryContextReset(context);
 		MemoryContextSwitchTo(context);
@@ -776,21 +776,21 @@ work(MsgqMaintenance *m)
 			pgstat_report_activity(STATE_RUNNING, "maintaining queues");
 			msgq_maintain_round(m);
 			if (m->busy)
-				last_busy = GetCurrentTimestamp();
+				last_busy = msgq_ticks();
 			/* Should we be killed, this is what the launcher goes by. */
 			tell_when_due(msgq_maintain_next_fire(m));
 			next_round = next_round_after(m, now);
 		}
-		if (msgq_notify_interval > 0 && GetCurrentTimestamp() >= next_notification)
+		if (msgq_notify_interval > 0 && msgq_ticks() >= next_notification)
 		{
-			next_notification = GetCurrentTimestamp();
+			next_notification = msgq_ticks();
 			if (msgq_maintain_notify(m))
 				next_notification += msgq_notify_interval * INT64CONST(1000);
 		}
 		pgstat_report_stat(true);
 		pgstat_report_activity(STATE_IDLE, NULL);
 
-		now = GetCurrentTimestamp();
+		now = msgq_ticks();
 		/* Dropped, or made anew. */
 		if (extension_table() != table)
 			return;
@@ -891,23 +891,23 @@ may_sequence(void)
 static void
 sequence_until_idle(MsgqDatabase *entry)
 {
-	TimestampTz idle_time = msgq_shared_preloaded() ?
+	int64		idle_time = msgq_shared_preloaded() ?
 	SEQUENCER_IDLE_TIME : IDLE_TIME;
-	TimestampTz last_busy = GetCurrentTimestamp();
+	int64		last_busy = msgq_ticks();
 	Oid			table = extension_table();
 
 	enter_sequencer(entry);
 	while (extension_table() == table)
 	{
-		TimestampTz next;
+		int64		next;
 
 		pgstat_report_activity(STATE_RUNNING, "giving positions");
 		next = msgq_sequence_round();
 		pgstat_report_stat(false);
 		pgstat_report_activity(STATE_IDLE, NULL);
 		if (next != 0)
-			last_busy = GetCurrentTimestamp();
-		else if (GetCurrentTimestamp() - last_busy > idle_time)
+			last_busy = msgq_ticks();
+		else if (msgq_ticks() - last_busy > idle_time)
 		{
 			if (entry)
 				leave_sequencer(entry);
@@ -915,7 +915,7 @@ sequence_until_idle(MsgqDatabase *entry)
 				return;
 			enter_sequencer(entry);
 		}
-		if (!sleep_until_woken(next != 0 ? next : GetCurrentTimestamp() +
+		if (!sleep_until_woken(next != 0 ? next : msgq_ticks() +
 							   LOOK_TIME * INT64CONST(1000)))
 			return;
 	}
