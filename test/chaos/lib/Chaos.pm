@@ -396,6 +396,7 @@ sub run
 	disturb($run);
 	nemesis_log($run, 'phase stop');
 	stop_load($run);
+	$run->{scenario}{calm}->($run) if $run->{scenario}{calm};
 	drain($run);
 	nemesis_log($run, 'phase dump');
 	dump_all($run);

@@ -19,6 +19,7 @@ package Faults;
 use strict;
 use warnings;
 
+use Clock;
 use Disk;
 use MsgqTest qw(kill_all kill_starting kill_backend start_again);
 use Standby;
@@ -43,7 +44,8 @@ my %faults = (
 	'stop worker' => { run => sub { signal_worker('STOP', @_) } },
 	'lock tables' => { run => \&lock_tables },
 	'checkpoint' => { run => \&checkpoint },
-	'vacuum' => { run => \&vacuum });
+	'vacuum' => { run => \&vacuum },
+	'set clock' => { run => \&Clock::step });
 
 # A generator of its own: nobody else draws from it.
 sub random

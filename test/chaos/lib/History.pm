@@ -25,7 +25,7 @@
 #
 # Facts: replicated, the server may be another one after a recovery, a standby;
 # lossy, that one may be behind; torn, pages may be on the disk in part; full, the
-# disk may be.
+# disk may be; clock, the server's was set, so that its times say nothing.
 #
 # Outcomes.  ok and fail are the server's word.  For a transaction whose COMMIT
 # was not answered, or that was prepared, there is the answer of pg_xact_status.

@@ -16,6 +16,7 @@
 #	initialize	called with the node before its first start
 #	start		called with the run when the schema is there, before the load
 #	ready		the same, after it
+#	calm		called with the run after the load, before all is drained
 #	finish		called with the run at its end, when all is drained and read
 #	options		of all clients (driver.c)
 #	facts		what the checker has to know; History.pm has the list
@@ -29,10 +30,12 @@ package Scenarios;
 use strict;
 use warnings;
 
+use Clock;
 use Disk;
+use Epoch;
 use Standby;
 
-my @order = qw(mixed crashes strikes power disk standby lagging compared);
+my @order = qw(mixed crashes strikes power disk standby lagging compared clock epoch);
 
 my %scenarios = (
 	# Everything that can happen to one server, and what others do there.
@@ -122,6 +125,31 @@ my %scenarios = (
 		start => \&Standby::add,
 		finish => \&Standby::check,
 		faults => { 'cancel' => 4, 'terminate' => 1, 'vacuum' => 2, 'checkpoint' => 1 }
+	},
+	# The clock is set, forward and back.  Leases end early then, or late: all the
+	# rest is as ever.  In the end it is as late as it ever was, so that all is due.
+	clock => {
+		share => 2,
+		environment => Clock::environment(),
+		initialize => \&Clock::reset,
+		calm => \&Clock::settle,
+		facts => ['clock'],
+		faults => { 'set clock' => 8, 'fast stop' => 1, 'cancel' => 2, 'terminate' => 1, 'vacuum' => 1 }
+	},
+	# The ids of transactions wrap around, and rows are frozen all the time.
+	epoch => {
+		share => 2,
+		conf => [ Epoch::settings() ],
+		initialize => \&Epoch::prepare,
+		finish => \&Epoch::check,
+		faults => {
+			'kill backend' => 1,
+			'kill server' => 2,
+			'fast stop' => 1,
+			'cancel' => 2,
+			'checkpoint' => 1,
+			'vacuum' => 4
+		}
 	});
 
 sub names { return @order; }
