@@ -58,16 +58,20 @@ build_helpers() {
 	EOF
 }
 
-# PostgreSQL frees nothing when it ends, and tries what it may not get.
+# PostgreSQL frees nothing when it ends, and tries what it may not get.  The
+# runtime does come first, but now and then does not see it.
 sanitizers_setup() {
-	local runtime
+	local runtime options
 
 	runtime=$(readlink -f "$(gcc -print-file-name=libasan.so)")
 	[ -f "$runtime" ] || die "gcc has no libasan"
 	build_helpers
 	export COPT=${sanitize_flags[*]}
+	options=log_path=$reports/asan:abort_on_error=1:detect_leaks=0
+	options+=:allocator_may_return_null=1:verify_asan_link_order=0
+	options+=:detect_stack_use_after_return=1
 	under=(env "LD_PRELOAD=$runtime:$reports/first.so:$reports/ubsan.so"
-		"ASAN_OPTIONS=log_path=$reports/asan:abort_on_error=1:detect_leaks=0:allocator_may_return_null=1")
+		"ASAN_OPTIONS=$options")
 }
 
 sanitizers_reports() {

@@ -70,11 +70,9 @@ push_error(JsonbParseState **state, const char *error)
 static JsonbValue *
 field(JsonbContainer *object, const char *key)
 {
-	JsonbValue	value;
-
 	if (!JsonContainerIsObject(object))
 		return NULL;
-	return getKeyJsonValueFromContainer(object, key, strlen(key), &value);
+	return getKeyJsonValueFromContainer(object, key, strlen(key), NULL);
 }
 
 static bool
