@@ -121,7 +121,7 @@ my $schema = q{
 			hits := hits + CASE WHEN victim IS NULL THEN 0
 				WHEN what = 'cancel' THEN pg_cancel_backend(victim)::int
 				ELSE pg_terminate_backend(victim)::int END;
-			PERFORM pg_sleep(0.01);
+			PERFORM pg_sleep(0.005);
 		END LOOP;
 		RETURN hits;
 	END $$;

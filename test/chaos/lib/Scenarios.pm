@@ -72,6 +72,7 @@ my %scenarios = (
 	# Statements and sessions that end early, at any point, as many as can be.
 	strikes => {
 		share => 4,
+		pace => 0.3,
 		faults => { 'cancel many' => 8, 'terminate' => 2, 'lock tables' => 1 }
 	},
 	# Power failures.  Little memory, so that much is written meanwhile, and
