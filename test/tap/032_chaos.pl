@@ -83,17 +83,7 @@ sub run_scenario
 diag("seed $seed; MSGQ_CHAOS_SEED=$seed repeats it");
 Chaos::build_driver();
 
-foreach my $name (@scenarios)
-{
-	my $why = Scenarios::missing($name);
-
-	if ($why)
-	{
-		diag("scenario $name: $why");
-		next;
-	}
-	run_scenario($name);
-}
+run_scenario($_) foreach @scenarios;
 
 if ($canaries)
 {

@@ -3,7 +3,6 @@
 #
 #	names()			all of them, in the order in which they are run
 #	scenario(NAME)	one: a reference to the hash that is described below
-#	missing(NAME)	why it cannot be run here; undef if it can
 #
 # Of a scenario:
 #
@@ -21,7 +20,6 @@
 #	options		of all clients (driver.c)
 #	facts		what the checker has to know; History.pm has the list
 #	is_asynchronous	of its standby (Standby.pm)
-#	missing		called; why it cannot be run here; undef if it can
 #
 # A new scenario is a new entry.
 
@@ -159,13 +157,6 @@ sub scenario
 {
 	my ($name) = @_;
 	return $scenarios{$name} // die "there is no scenario $name";
-}
-
-sub missing
-{
-	my ($name) = @_;
-	my $why = scenario($name)->{missing};
-	return $why && $why->();
 }
 
 1;
