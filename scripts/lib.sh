@@ -9,8 +9,8 @@
 #   msgq_dir PATH                 a directory that the server's user can reach
 #   msgq_cache_dir                where downloads stay, outside the tree
 #   msgq_copy_source DEST         the sources, without what builds left
-#   pg_private PREFIX             a private PostgreSQL with msgq in it; its server
-#                                 is run by the command that MSGQ_SERVER_UNDER is
+#   pg_private PREFIX             a private PostgreSQL with msgq in it, its server
+#                                 with MSGQ_SERVER_ENV, under MSGQ_SERVER_UNDER
 #   server_start DATADIR [LINE..] a server on a Unix socket
 #   server_stop DATADIR           and its end
 #   as_user CMD...                a command as the server's user
@@ -361,17 +361,26 @@ build_extension() {
 	grep -A 4 'warning:' "$log" >&2 || true
 }
 
-# Lets MSGQ_SERVER_UNDER run the private server: "valgrind", or "env" and
-# variables.  What initdb and others ask it for runs as always.
+# Lets the private server have the variables MSGQ_SERVER_ENV (NAME=value ...), or
+# be run by the command MSGQ_SERVER_UNDER; but not where initdb and others ask it
+# for something.  With the variables it goes by this script's name, which is what
+# pg_ctl restart runs.
 server_under() {
 	mv "$PG_BIN/postgres" "$PG_BIN/postgres.bin"
 	cat >"$PG_BIN/postgres" <<-EOF
-		#!/bin/sh
+		#!/bin/bash
+		under=
 		case \$1 in
-			-V | --version | -C | --boot | --check | --single) under= ;;
-			*) under='$MSGQ_SERVER_UNDER' ;;
+			-V | --version | -C | --boot | --check | --single) ;;
+			*)
+				${MSGQ_SERVER_ENV:+export $MSGQ_SERVER_ENV}
+				under='${MSGQ_SERVER_UNDER:-}'
+				;;
 		esac
-		exec \$under '$PG_BIN/postgres.bin' "\$@"
+		if [ -n "\$under" ]; then
+			exec \$under "$PG_BIN/postgres.bin" "\$@"
+		fi
+		exec -a "\$0" "$PG_BIN/postgres.bin" "\$@"
 	EOF
 	chmod 755 "$PG_BIN/postgres"
 }
@@ -388,7 +397,7 @@ pg_private() {
 	export MSGQ_SOURCE=$prefix/source
 	msgq_copy_source "$MSGQ_SOURCE"
 	build_extension "$prefix"
-	if [ -n "${MSGQ_SERVER_UNDER:-}" ]; then
+	if [ -n "${MSGQ_SERVER_ENV:-}${MSGQ_SERVER_UNDER:-}" ]; then
 		server_under
 	fi
 	# The tests write beside their sources, and scripts of extensions.

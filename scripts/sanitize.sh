@@ -58,8 +58,7 @@ build_helpers() {
 	EOF
 }
 
-# PostgreSQL frees nothing when it ends, and tries what it may not get.  The
-# runtime does come first, but now and then does not see it.
+# PostgreSQL frees nothing when it ends, and tries what it may not get.
 sanitizers_setup() {
 	local runtime options
 
@@ -68,10 +67,9 @@ sanitizers_setup() {
 	build_helpers
 	export COPT=${sanitize_flags[*]}
 	options=log_path=$reports/asan:abort_on_error=1:detect_leaks=0
-	options+=:allocator_may_return_null=1:verify_asan_link_order=0
+	options+=:allocator_may_return_null=1
 	options+=:detect_stack_use_after_return=1
-	under=(env "LD_PRELOAD=$runtime:$reports/first.so:$reports/ubsan.so"
-		"ASAN_OPTIONS=$options")
+	export MSGQ_SERVER_ENV="LD_PRELOAD=$runtime:$reports/first.so:$reports/ubsan.so ASAN_OPTIONS=$options"
 }
 
 sanitizers_reports() {
@@ -86,10 +84,9 @@ valgrind_setup() {
 		printf '%s\n' *.sql | sed 's/\.sql$//' | grep -vxE 'cron|patterns' | xargs)}
 	export COPT='-O1 -fno-inline'
 	cp "$MSGQ_TOP/scripts/valgrind.supp" "$reports/"
-	under=(valgrind --quiet --trace-children=yes --error-limit=no
-		--num-callers=40 --fullpath-after=
-		"--suppressions=$reports/valgrind.supp"
-		"--log-file=$reports/memcheck.%p")
+	export MSGQ_SERVER_UNDER="valgrind --quiet --trace-children=yes \
+		--error-limit=no --num-callers=40 --fullpath-after= \
+		--suppressions=$reports/valgrind.supp --log-file=$reports/memcheck.%p"
 }
 
 # A report is a paragraph of lines that begin with the process: that of a
@@ -113,12 +110,11 @@ valgrind_reports() {
 }
 
 main() {
-	local status=0 found under
+	local status=0 found
 
 	reports=$(msgq_dir "$MSGQ_TOP/tmp/sanitize")
 	rm -rf "${reports:?}"/*
 	"${tool}_setup"
-	export MSGQ_SERVER_UNDER="${under[*]}"
 	# All is slower than the tests and their programs expect.
 	export PG_TEST_TIMEOUT_DEFAULT=1800 PGISOLATIONTIMEOUT=1800 PGCTLTIMEOUT=600
 	export MSGQ_TEST_TIME_LIMIT=${MSGQ_TEST_TIME_LIMIT:-14400}
