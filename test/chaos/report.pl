@@ -105,7 +105,7 @@ sub head
 sub how_often
 {
 	my ($fault) = @_;
-	my ($main) = grep { !/^(?:done|skipped|prepared-survivors|switchovers)$/ } sort keys %$fault;
+	my ($main) = grep { !/^(?:done|skipped|prepared-survivors)$/ } sort keys %$fault;
 
 	return $main ? $fault->{$main} : $fault->{done} // 0;
 }

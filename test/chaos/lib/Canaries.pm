@@ -150,6 +150,14 @@ my @runs = (
 		faults => ['total power failure']
 	},
 	{
+		name => 'a standby that nobody waits for',
+		class => 'lost',
+		scenario => 'lagging',
+		facts => ['replicated'],
+		faults => ['promote'],
+		seconds => 6
+	},
+	{
 		name => 'acknowledgement by id',
 		class => 'stale-accepted',
 		# All consumers are late.

@@ -11,6 +11,7 @@
 #	scenario	what may happen (Scenarios.pm); mixed
 #	seconds		of load and faults
 #	faults		names of these, in place of the scenario's
+#	facts		in place of the scenario's
 #	options		role => [ options of the driver ]
 #	prepare		called with the node, before the load
 #	meanwhile	the same, again and again during the load
@@ -389,7 +390,7 @@ sub run
 		sprintf 'run scenario=%s seed=%d seconds=%d home=%s commit=%s',
 		$scenario, $run->{seed}, $run->{seconds},
 		is_preloaded() ? 'preloaded' : 'plain', commit_of_source());
-	nemesis_log($run, "fact $_") foreach @{ $run->{scenario}{facts} // [] };
+	nemesis_log($run, "fact $_") foreach @{ $run->{facts} // $run->{scenario}{facts} // [] };
 	start_server($run);
 	nemesis_log($run, 'phase load');
 	start_load($run);

@@ -37,6 +37,7 @@ my %faults = (
 	'data disk full' => { run => \&Disk::fill_data },
 	'wal disk full' => { crashes => 1, run => \&Disk::fill_wal },
 	'promote' => { crashes => 1, run => \&Standby::promote },
+	'switch over' => { crashes => 1, run => \&Standby::switch_over },
 	'cancel' => { run => sub { strike_clients('cancel', 40, @_) } },
 	'cancel many' => { run => sub { strike_clients('cancel', 400, @_) } },
 	'terminate' => { run => sub { strike_clients('terminate', 6, @_) } },

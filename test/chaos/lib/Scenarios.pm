@@ -101,7 +101,13 @@ my %scenarios = (
 		start => \&Standby::add,
 		ready => \&Standby::make_synchronous,
 		facts => ['replicated'],
-		faults => { 'promote' => 5, 'cancel' => 4, 'terminate' => 1, 'checkpoint' => 1 }
+		faults => {
+			'promote' => 4,
+			'switch over' => 1,
+			'cancel' => 4,
+			'terminate' => 1,
+			'checkpoint' => 1
+		}
 	},
 	# The same with an asynchronous one.  What it had not received is lost, and
 	# nothing before that.
@@ -113,7 +119,7 @@ my %scenarios = (
 		is_asynchronous => 1,
 		options => [ '--positions', 'on' ],
 		facts => [ 'replicated', 'lossy' ],
-		faults => { 'promote' => 5, 'cancel' => 2, 'checkpoint' => 1 }
+		faults => { 'promote' => 4, 'switch over' => 1, 'cancel' => 2, 'checkpoint' => 1 }
 	},
 	# A standby that compares each page that it has replayed with the first
 	# server's, which sends all of them.

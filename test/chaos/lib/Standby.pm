@@ -4,8 +4,9 @@
 #	add(RUN)				makes it: $run->{standby}; before the load
 #	make_synchronous(RUN)	commits wait for it from now on
 #	wait_for_it(RUN)		until it has all that the first one has
-#	promote(RUN, NUMBER)	the first server ends, the second one takes over, and
-#							the first one begins anew as its standby
+#	promote(RUN, NUMBER)	the first server is killed, the second one takes over,
+#							and the first one begins anew as its standby
+#	switch_over(RUN)		the same with a server that is stopped
 #	check(RUN)				what of it has to go on
 #
 # The two keep their names and addresses and take turns in being $run->{node}.
@@ -92,30 +93,41 @@ sub hold_back
 	my (undef, $pid) = $run->{node}->psql('postgres', 'SELECT pid FROM pg_stat_replication');
 
 	kill 'STOP', $pid if $pid =~ /^\d+$/;
-	usleep(1000 * ($number % 400));
+	usleep(1000 * (50 + $number % 350));
+	return;
+}
+
+# The server has ended.
+sub take_over
+{
+	my ($run) = @_;
+	my ($old, $new) = @$run{qw(node standby)};
+
+	$new->promote;
+	$run->{node} = $new;
+	build($run, $old);
 	return;
 }
 
 sub promote
 {
 	my ($run, $number) = @_;
-	my ($old, $new) = @$run{qw(node standby)};
-	my $is_switchover = $number % 4 == 0;
 
 	wait_for_it($run);
-	if ($is_switchover)
-	{
-		$old->stop('fast');
-	}
-	else
-	{
-		hold_back($run, $number) if $run->{scenario}{is_asynchronous};
-		kill_all($old);
-	}
-	$new->promote;
-	$run->{node} = $new;
-	build($run, $old);
-	return 'promotions=1' . ($is_switchover ? ' switchovers=1' : '');
+	hold_back($run, $number) if $run->{scenario}{is_asynchronous};
+	kill_all($run->{node});
+	take_over($run);
+	return 'promotions=1';
+}
+
+sub switch_over
+{
+	my ($run) = @_;
+
+	wait_for_it($run);
+	$run->{node}->stop('fast');
+	take_over($run);
+	return 'promotions=1';
 }
 
 # A standby that does not agree with a page that it has replayed ends.
