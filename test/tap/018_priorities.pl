@@ -71,9 +71,9 @@ my $held = high_ones('backlog');
 note(sprintf '%.2f ms with a held snapshot', $held);
 cmp_ok($held, '<', 5 * $empty + 1, 'nor do dead rows');
 is( $session->safe(
-		"SELECT priority, count(*), min(id) = (SELECT min(id) FROM msgq.peek('backlog'))
+		"SELECT priority, count(*), min(id) - (SELECT min(id) FROM msgq.peek('backlog'))
 		FROM msgq.receive('backlog', 10) GROUP BY 1"),
-	'0|10|t',
+	'0|10|0',
 	'then the low ones come');
 $other->safe('COMMIT');
 
@@ -97,8 +97,9 @@ $session->safe(
 	CREATE TABLE sent (id bigint);
 	CREATE TABLE got (id bigint, priority int, as_sent boolean);");
 my $id = $session->safe("SELECT id FROM msgq.queues WHERE name = 'load'");
-my $load = load(
-	$node,
+my $turned = "SELECT count(*) FROM (SELECT level FROM msgq.segment WHERE queue_id = $id
+	GROUP BY level HAVING max(turn) > 0 AND count(*) FILTER (WHERE state = 'active') = 1) AS s";
+my %load = (
 	clients => 4,
 	seconds => 15,
 	scripts => {
@@ -117,7 +118,12 @@ WITH r AS MATERIALIZED (SELECT * FROM msgq.receive('load', 40)),
 INSERT INTO got SELECT id, priority, (body->>'p')::int = priority FROM r, a WHERE stale = 0;
 } => 1
 	});
-finish($load);
+# A busy machine sends less than fills a segment of each level.
+foreach my $try (1 .. 4)
+{
+	finish(load($node, %load));
+	last if $session->safe($turned) == $levels;
+}
 $session->safe(
 	"WITH r AS MATERIALIZED (SELECT * FROM msgq.receive('load', 10000)),
 		a AS MATERIALIZED (SELECT msgq.ack_batch('load', array_agg(receipt)) FROM r)
@@ -126,9 +132,7 @@ note($session->safe(
 		"SELECT string_agg(level || ': ' || turn || ' ' || n, ', ' ORDER BY level)
 		FROM (SELECT level, max(turn) AS turn, count(*) AS n FROM msgq.segment
 			WHERE queue_id = $id GROUP BY level) AS s"));
-is( $session->safe(
-		"SELECT count(*) FROM (SELECT level FROM msgq.segment WHERE queue_id = $id
-		GROUP BY level HAVING max(turn) > 0 AND count(*) FILTER (WHERE state = 'active') = 1) AS s"),
+is($session->safe($turned),
 	$levels, 'each level has turned, and has one active segment');
 is( $session->safe('SELECT id FROM sent EXCEPT ALL SELECT id FROM got'),
 	'', 'nothing got lost');
