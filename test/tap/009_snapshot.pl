@@ -71,19 +71,21 @@ sub touched
 	return $pages;
 }
 
-# The least of several, each followed by SQL.  The first one after a pause may
-# have to look again at what has changed.
+# The least of several, each followed by SQL, until it is few.  The first one after
+# a pause may have to look again at what has changed; and on a busy machine there
+# is a pause before most of them.
 sub pages
 {
 	my ($call, $sql) = @_;
 	my $least;
 
-	foreach my $try (1 .. 5)
+	foreach my $try (1 .. 20)
 	{
 		my $pages = touched($session, $call);
 
 		$least = $pages if !defined $least || $pages < $least;
 		$session->safe($sql) if defined $sql;
+		last if $least <= $most;
 	}
 	return $least;
 }
