@@ -38,6 +38,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
 #include <time.h>
 #include <unistd.h>
 
@@ -603,6 +606,10 @@ client_start(const char *name, const char *role, uint64_t seed,
 		die("could not open %s: %s", log_file, strerror(errno));
 	sigaction(SIGTERM, &action, NULL);
 	sigaction(SIGINT, &action, NULL);
+#ifdef __linux__
+	/* If whoever has started us is gone, nobody else tells us to stop. */
+	prctl(PR_SET_PDEATHSIG, SIGTERM);
+#endif
 	signal(SIGPIPE, SIG_IGN);
 	logged("client %s %s %llu %s", name, role, (unsigned long long) seed,
 		   async_leases ? "on" : "off");
