@@ -137,6 +137,8 @@ main() {
 	is_root || die "make test-majors unpacks Debian releases, which needs root"
 	EXTRA_PACKAGES=(debootstrap)
 	msgq_packages
+	# What runs in the background does not hear of an interrupt by itself.
+	trap 'trap - INT; kill -s TERM 0' INT
 	for entry in "${RELEASES[@]}"; do
 		IFS=: read -r major suite script <<<"$entry"
 		if [ "$majors" != "  " ] && [[ $majors != *" $major "* ]]; then

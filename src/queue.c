@@ -126,8 +126,8 @@ msgq_relation_oid(const char *name)
 }
 
 /*
- * Opens a table or a sequence that goes with the extension, which may have been
- * dropped since it was found.
+ * Opens a table or a sequence of msgq's, which may have been dropped since it was
+ * found: with its queue or stream, or with the extension (55000).
  */
 Relation
 msgq_open(Oid oid, LOCKMODE lock)
@@ -137,22 +137,29 @@ msgq_open(Oid oid, LOCKMODE lock)
 	if (relation == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("extension msgq is not installed in this database"),
-				 errhint("Use CREATE EXTENSION msgq.")));
+				 errmsg("a table of msgq was dropped meanwhile"),
+				 errhint("Try again; if the extension was dropped, use CREATE EXTENSION msgq.")));
 	return relation;
 }
 
-/* Opens a metadata table for reading; the caller closes it. */
+/* Opens a metadata table for reading (55000); the caller closes it. */
 Relation
 msgq_open_metadata(const char *name)
 {
-	return msgq_open(msgq_relation_oid(name), AccessShareLock);
+	Oid			oid = msgq_relation_oid(name);
+
+	if (!OidIsValid(oid))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("extension msgq is not installed in this database"),
+				 errhint("Use CREATE EXTENSION msgq.")));
+	return msgq_open(oid, AccessShareLock);
 }
 
 /*
  * The first n columns of a row of metadata, which are those that this library
  * knows.  After an update of the extension there may be more; after one of the
- * library, until that of the extension, less.
+ * library, until that of the extension, less (55000).
  */
 void
 msgq_read_columns(HeapTuple row, TupleDesc descriptor, int n, Datum *values,

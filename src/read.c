@@ -295,6 +295,7 @@ look_until(MsgqConsumer *consumer, int64 deadline)
 	for (;;)
 	{
 		MsgqSlot   *slot;
+		TimestampTz end;
 		TimestampTz until;
 
 		MemoryContextReset(context);
@@ -310,8 +311,8 @@ look_until(MsgqConsumer *consumer, int64 deadline)
 
 		until = msgq_wait_poll_time(slot, consumer->now);
 		msgq_wait_until_due(consumer->next_due, until);
-		until = Min(Min(msgq_wait_deadline_time(deadline, consumer->now),
-						consumer->next_due), until);
+		end = msgq_wait_deadline_time(deadline, consumer->now);
+		until = Min(Min(end, consumer->next_due), until);
 		msgq_consumer_close(consumer);
 		if (msgq_wait_register(slot))
 		{

@@ -659,15 +659,16 @@ wants_drained(const MsgqQueue *queue)
 	typedef struct Looked
 	{
 		int32		queue_id;
-		TimestampTz at;
+		int64		at;			/* by msgq_ticks */
 	} Looked;
 	static HTAB *table = NULL;
-	TimestampTz now = GetCurrentTimestamp();
 	Looked	   *looked;
+	int64		now;
 	bool		found;
 
 	if (queue->ndrained == 0)
 		return false;
+	now = msgq_ticks();
 	if (table == NULL)
 	{
 		HASHCTL		control = {.keysize = sizeof(int32),.entrysize = sizeof(Looked)};
@@ -675,7 +676,7 @@ wants_drained(const MsgqQueue *queue)
 		table = hash_create("msgq drained", 16, &control, HASH_ELEM | HASH_BLOBS);
 	}
 	looked = hash_search(table, &queue->id, HASH_ENTER, &found);
-	if (found && looked->at <= now && now - looked->at < DRAINED_INTERVAL)
+	if (found && now - looked->at < DRAINED_INTERVAL)
 		return false;
 	looked->at = now;
 	return true;
@@ -761,6 +762,7 @@ look_until(Receiver *receiver, int64 deadline)
 		MsgqSlot   *slot;
 		TimestampTz now;
 		TimestampTz due;
+		TimestampTz end;
 		TimestampTz until;
 
 		MemoryContextReset(context);
@@ -776,7 +778,8 @@ look_until(Receiver *receiver, int64 deadline)
 		due = next_due_time(receiver);
 		until = msgq_wait_poll_time(slot, receiver->now);
 		msgq_wait_until_due(due, until);
-		until = Min(Min(msgq_wait_deadline_time(deadline, receiver->now), due), until);
+		end = msgq_wait_deadline_time(deadline, receiver->now);
+		until = Min(Min(end, due), until);
 		/* A message may come late into a drained segment. */
 		if (receiver->storage->queue->ndrained > 0)
 			until = Min(until, receiver->now + DRAINED_INTERVAL);

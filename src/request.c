@@ -355,6 +355,7 @@ wait_for_reply(Request *request, MemoryContext caller)
 	{
 		MemoryContext before = MemoryContextSwitchTo(context);
 		TimestampTz now = msgq_now();
+		TimestampTz end;
 		bool		found = take_reply(request, caller);
 
 		MemoryContextSwitchTo(before);
@@ -364,8 +365,8 @@ wait_for_reply(Request *request, MemoryContext caller)
 		if (msgq_ticks() >= request->wait_until)
 			raise_timed_out(request);
 		SPI_commit();
-		(void) msgq_wait_sleep(Min(msgq_wait_deadline_time(request->wait_until, now),
-								   TimestampTzPlusMilliseconds(now, (int64) msgq_poll_interval)));
+		end = msgq_wait_deadline_time(request->wait_until, now);
+		(void) msgq_wait_sleep(Min(end, TimestampTzPlusMilliseconds(now, (int64) msgq_poll_interval)));
 	}
 }
 

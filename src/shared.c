@@ -71,7 +71,7 @@
 
 /* "msgq", and a number to be raised with every change of the layout. */
 #define SHARED_MAGIC		0x6d736771
-#define SHARED_LAYOUT		6
+#define SHARED_LAYOUT		7
 
 #define DEFAULT_QUEUES		256
 

@@ -89,7 +89,7 @@ typedef struct MsgqSlot
 	pg_atomic_uint64 counted_delayed;
 	pg_atomic_uint64 counted_in_flight;
 	pg_atomic_uint32 has_live;
-	pg_atomic_uint64 counted_at;	/* the worker's */
+	pg_atomic_uint64 counted_at;	/* the worker's, by msgq_ticks */
 	pg_atomic_uint64 counted_activity;
 
 	/* failed deliveries that no row tells of; the number also without lock */

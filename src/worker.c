@@ -113,7 +113,7 @@ static bool am_worker = false;
 static MsgqDatabase *used_database = NULL;
 
 /* When this backend has asked for a worker, without a launcher. */
-static TimestampTz worker_asked_at = 0;
+static int64 worker_asked_at = 0;
 
 static ProcessUtility_hook_type previous_utility_hook = NULL;
 static void utility_hook(PlannedStmt *statement, const char *query,
@@ -280,11 +280,11 @@ msgq_worker_remind(void)
 
 /* Starts a worker of this kind without a launcher, unless we just asked. */
 static void
-ask_for(int kind, int64 interval, TimestampTz *asked_at)
+ask_for(int kind, int64 interval, int64 *asked_at)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	int64		now = msgq_ticks();
 
-	if (*asked_at <= now && now < *asked_at + interval)
+	if (*asked_at != 0 && now < *asked_at + interval)
 		return;
 	*asked_at = now;
 	if (!RecoveryInProgress() && !runs(kind))
@@ -333,7 +333,7 @@ msgq_worker_insist(void)
 void
 msgq_sequencer_want(void)
 {
-	static TimestampTz asked_at = 0;
+	static int64 asked_at = 0;
 	MsgqDatabase *entry;
 
 	if (!msgq_worker_enabled || IsBinaryUpgrade || am_worker)
@@ -448,11 +448,11 @@ wants_sequencer(MsgqDatabase *entry)
  */
 static void
 start_if_wanted(MsgqDatabase *entry, int kind, pg_atomic_uint32 *wanted,
-				TimestampTz *started_at)
+				int64 *started_at)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	int64		now = msgq_ticks();
 
-	if (*started_at <= now && now - *started_at < START_TIME)
+	if (*started_at != 0 && now < *started_at + START_TIME)
 		return;
 	pg_atomic_write_u32(wanted, 0);
 	*started_at = now;
@@ -463,8 +463,8 @@ start_if_wanted(MsgqDatabase *entry, int kind, pg_atomic_uint32 *wanted,
 static void
 start_where_wanted(void)
 {
-	static TimestampTz workers_started_at[MSGQ_MAX_DATABASES];
-	static TimestampTz sequencers_started_at[MSGQ_MAX_DATABASES];
+	static int64 workers_started_at[MSGQ_MAX_DATABASES];
+	static int64 sequencers_started_at[MSGQ_MAX_DATABASES];
 	MsgqDatabase *entry;
 	int			i = 0;
 
